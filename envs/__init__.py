@@ -1,0 +1,1 @@
+"""The decision problem: skip or evaluate, its state, observation, transition and reward."""

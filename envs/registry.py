@@ -1,0 +1,49 @@
+"""Registries: a name stands for ``"module:attribute"``, imported on use."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from envs.errors import UserError
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """Return the error for an unknown name, with the nearest known one suggested."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else "known: " + ", ".join(known)
+    return UserError(f"unknown {kind} '{name}'; {hint}")
+
+
+class Registry(Mapping[str, str]):
+    """A read-only map from names to import paths; adding an entry is one line where it is made.
+
+    Importing torch takes seconds, so that nothing is imported until :meth:`load` asks for it.
+    """
+
+    def __init__(self, kind: str, entries: dict[str, str]) -> None:
+        self.kind = kind
+        self._entries = entries
+
+    def __getitem__(self, name: str) -> str:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise unknown_name(self.kind, name, self._entries) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def load(self, name: str) -> Any:
+        """Import and return what ``name`` stands for; :class:`UserError` if there is no such name."""
+        module, _, attribute = self[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
