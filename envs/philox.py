@@ -42,8 +42,10 @@ class Stream(IntEnum):
     JUMP = 1  # noise of a stochastic solver's jump
     DECISION = 2  # u in "evaluate where u < p"
     EPISODE = 3  # image and price of an episode
-    DATA = 4  # order, time, flip and noise of a training example
-    SUBSET = 5  # choices of a reward or metric
+    DATA_ORDER = 4  # order of the training images in an epoch
+    DATA_TIME = 5  # time and flip of a training example
+    DATA_NOISE = 6  # its noise
+    SUBSET = 7  # choices of a reward or metric
 
 
 def _mulhilo(a: Tensor, m: int) -> tuple[Tensor, Tensor]:

@@ -300,11 +300,15 @@ class EvaluateConfig(AgentChoice):
         baselines: Agents to compare with.
         blocks: Disjoint blocks of noise; every distance is a mean over them with its standard error.
         teacher: Also show the full trajectory.
+        curve: Budgets of the figure of quality against NFE (empty: no figure).
+        curve_samples: Images per point of that figure.
     """
 
     baselines: list[str] = field(default_factory=lambda: ["uniform", "quadratic", "bernoulli"])
     blocks: int = 5
     teacher: bool = True
+    curve: list[float] = field(default_factory=lambda: [4.0, 5.0, 6.0, 8.0])
+    curve_samples: int = 1024
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,41 @@
+"""What an agent is: it gives probabilities, and the engine draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a baseline is made from.
+
+    Args:
+        nfe: Mean evaluations per image to spend.
+        t_start: Where the model's grid begins.
+        t_end: Where it ends.
+        num_decisions: N, points of the decision grid, for agents that decide on one.
+    """
+
+    nfe: float
+    t_start: float
+    t_end: float
+    num_decisions: int
+
+
+class Agent(Protocol):
+    """Says how likely it is to evaluate each sample where it stands.
+
+    The engine evaluates where ``u(seed, image, time) < p``: so packing, batch size and device count change
+    no decision. ``times`` is a grid of the agent's own (None: the engine's decision grid); ``observes`` tells
+    whether it needs observations at all; ``learned`` and ``price`` are of policies trained for a price.
+    """
+
+    name: str
+    times: Tensor | None
+    observes: bool
+
+    def probabilities(self, observation: Tensor) -> Tensor:
+        """P(evaluate), (R,), for observations (R, D); D is 0 where the agent does not observe."""

@@ -1,0 +1,71 @@
+"""Fixed schedules: the same times for every sample, run unrounded."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from agents.base import Budget
+from envs.errors import UserError
+
+SCHEDULE_SCHEMA = "stepdrop_rl.schedule/1"
+
+
+class FixedSchedule:
+    """Evaluates every sample at every one of its own times.
+
+    Args:
+        name: How tables call it.
+        times: (K,) real times, descending.
+    """
+
+    observes = False
+
+    def __init__(self, name: str, times: Tensor) -> None:
+        self.name = name
+        self.times: Tensor | None = times.double()
+
+    def probabilities(self, observation: Tensor) -> Tensor:
+        """1 everywhere."""
+        return torch.ones(len(observation), device=observation.device)
+
+
+def _steps(budget: Budget) -> Tensor:
+    """K points from 0 to 1, K the budget rounded up: a baseline is never given less than the policy."""
+    count = max(1, math.ceil(budget.nfe - 1e-9))
+    return torch.linspace(0, 1, count, dtype=torch.float64)
+
+
+def uniform(budget: Budget) -> FixedSchedule:
+    """Evenly spaced times, both ends included."""
+    return FixedSchedule("uniform", budget.t_start + (budget.t_end - budget.t_start) * _steps(budget))
+
+
+def quadratic(budget: Budget) -> FixedSchedule:
+    """Times whose square roots are evenly spaced (Song et al. 2021, appendix D.3): denser near the end."""
+    root_start, root_end = math.sqrt(budget.t_start), math.sqrt(budget.t_end)
+    times = (root_start + (root_end - root_start) * _steps(budget)) ** 2
+    return FixedSchedule("quadratic", times.clamp(budget.t_end, budget.t_start))
+
+
+def read_schedule(path: Path) -> FixedSchedule:
+    """Read a schedule file, ``{schema, solver, times}``; :class:`UserError` where it is damaged."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        times = torch.tensor([float(t) for t in raw["times"]], dtype=torch.float64)
+        schema = raw["schema"]
+    except OSError as error:
+        raise UserError(f"cannot read schedule {path}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f"schedule {path} is damaged: it needs 'schema' and a list of numbers 'times'"
+        ) from None
+    if schema != SCHEDULE_SCHEMA:
+        raise UserError(f"schedule {path} has schema '{schema}', this version reads '{SCHEDULE_SCHEMA}'")
+    if len(times) == 0 or bool((times.diff() >= 0).any()):
+        raise UserError(f"schedule {path}: times must descend")
+    return FixedSchedule(path.stem, times)

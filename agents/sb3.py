@@ -1,0 +1,220 @@
+"""Learning by Stable-Baselines3's algorithms, behind one adapter.
+
+The observation is small, so the policy lives on the CPU; images stay where the diffusion model is. γ = 1:
+the price is the only reason to stop. What is learned leaves as :class:`agents.policy.LearnedPolicy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger
+from torch import Tensor, nn
+
+from agents.policy import LearnedPolicy, PolicyInfo
+from envs.errors import UserError
+from envs.registry import unknown_name
+from envs.sb3 import StepDropVecEnv
+
+Layers = list[tuple[Tensor, Tensor]]
+_WIDTHS = (64, 64)
+
+
+class _Dump(KVWriter):  # type: ignore[misc]
+    """Hands a whole dump of SB3's logger to one callable: a tracker's call costs the same for 20 keys."""
+
+    def __init__(self, log: Callable[[dict[str, float], int], None]) -> None:
+        self._log = log
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0) -> None:
+        numbers = {k: float(v) for k, v in key_values.items() if isinstance(v, int | float | np.number)}
+        self._log(numbers, step)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class _AfterRollout(BaseCallback):  # type: ignore[misc]
+    """Asks between rollouts whether to go on."""
+
+    def __init__(self, go_on: Callable[[int], bool]) -> None:
+        super().__init__()
+        self._go_on = go_on
+        self._continue = True
+
+    def _on_rollout_start(self) -> None:
+        self._continue = self._go_on(self.num_timesteps)
+
+    def _on_step(self) -> bool:
+        return self._continue
+
+
+class Learner:
+    """An SB3 algorithm over a batch of trajectories.
+
+    Args:
+        env: The batch.
+        seed: Of the algorithm.
+        hyperparameters: Over the algorithm's ``defaults``.
+        log: Takes each dump of learning curves and the number of decisions so far.
+    """
+
+    algorithm: ClassVar[type[BaseAlgorithm]]
+    output: ClassVar[str] = "softmax"
+    activation: ClassVar[str] = "tanh"
+    exact_resume: ClassVar[bool] = True
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(
+        self,
+        env: StepDropVecEnv,
+        *,
+        seed: int,
+        hyperparameters: Mapping[str, Any],
+        log: Callable[[dict[str, float], int], None],
+    ) -> None:
+        self.env = env
+        self.hyperparameters = {**self.settings(env), **hyperparameters}
+        try:
+            self.model = self.algorithm(
+                "MlpPolicy",
+                env,
+                seed=seed,
+                device="cpu",
+                gamma=1.0,
+                policy_kwargs={"net_arch": list(_WIDTHS)},
+                **self.hyperparameters,
+            )
+        except TypeError as error:
+            unexpected = [key for key in hyperparameters if f"'{key}'" in str(error)]
+            if unexpected:
+                known = [*self.defaults, "learning_rate", "n_steps", "batch_size", "ent_coef"]
+                raise unknown_name("hyperparameter", unexpected[0], known) from None
+            raise UserError(f"hyperparameters do not fit {self.algorithm.__name__}: {error}") from None
+        self.model.set_logger(Logger(folder=None, output_formats=[_Dump(log)]))
+
+    def settings(self, env: StepDropVecEnv) -> dict[str, Any]:
+        """Hyperparameters for this environment."""
+        return dict(self.defaults)
+
+    def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:
+        """Learn until ``decisions`` in all; ``go_on`` hears the count before each rollout and may end it."""
+        remaining = decisions - self.model.num_timesteps
+        if remaining > 0:
+            self.model.learn(
+                remaining, callback=_AfterRollout(go_on), reset_num_timesteps=False, log_interval=1
+            )
+
+    def actor(self) -> Layers:
+        """(weight, bias) of every layer from the observation to skip/evaluate."""
+        policy = self.model.policy
+        modules = [*policy.mlp_extractor.policy_net, policy.action_net]
+        return [(m.weight, m.bias) for m in modules if isinstance(m, nn.Linear)]
+
+    def policy(self, info: PolicyInfo, projection: tuple[Tensor, Tensor] | None = None) -> LearnedPolicy:
+        """What has been learned so far."""
+        return LearnedPolicy(
+            info, [(w.detach().clone(), b.detach().clone()) for w, b in self.actor()], projection
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a resumed run needs: weights, optimiser, counters, generators, episodes."""
+        model = self.model
+        tensors = {f"policy.{k}": v for k, v in model.policy.state_dict().items()}
+        for i, entry in model.policy.optimizer.state_dict()["state"].items():
+            for key, value in entry.items():
+                tensors[f"optimizer.{i}.{key}"] = torch.as_tensor(value)
+        legacy: Any = np.random.get_state()
+        tensors["generator.torch"] = torch.get_rng_state()
+        tensors["generator.numpy"] = torch.from_numpy(legacy[1].astype(np.int64))
+        tensors["generator.numpy_position"] = torch.tensor(legacy[2])
+        tensors["num_timesteps"] = torch.tensor(model.num_timesteps)
+        tensors["n_updates"] = torch.tensor(getattr(model, "_n_updates", 0))
+        return tensors | {f"core.{k}": v for k, v in self.env.core.state().items()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from :meth:`state`, at the start of an episode in every row."""
+        model = self.model
+        model.policy.load_state_dict(_part(tensors, "policy."))
+        optimizer: dict[int, dict[str, Tensor]] = {}
+        for name, value in _part(tensors, "optimizer.").items():
+            index, _, key = name.partition(".")
+            optimizer.setdefault(int(index), {})[key] = value
+        full = model.policy.optimizer.state_dict()
+        model.policy.optimizer.load_state_dict({**full, "state": optimizer})
+        model.num_timesteps = int(tensors["num_timesteps"])
+        model._n_updates = int(tensors["n_updates"])
+        self.env.resume(_part(tensors, "core."))
+        model._last_obs = None  # learn() resets the environment, which begins the saved episodes
+        model._setup_learn(0, None, False)
+        torch.set_rng_state(tensors["generator.torch"])
+        numbers = tensors["generator.numpy"].numpy().astype(np.uint32)
+        np.random.set_state(("MT19937", numbers, int(tensors["generator.numpy_position"])))
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+class _OnPolicy(Learner):
+    """Rollouts of whole episodes: every row ends as the rollout does, and nothing is bootstrapped."""
+
+    def settings(self, env: StepDropVecEnv) -> dict[str, Any]:
+        """``n_steps`` is an episode's length."""
+        return dict(self.defaults) | {"n_steps": len(env.core.walk.grid) - 1}
+
+
+class PPOLearner(_OnPolicy):
+    """Proximal policy optimisation (Schulman et al. 2017)."""
+
+    algorithm = PPO
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "learning_rate": 1e-3,
+        "batch_size": 1984,
+        "n_epochs": 6,
+        "gae_lambda": 0.95,
+        "ent_coef": 0.003,
+        "clip_range": 0.2,
+    }
+
+
+class A2CLearner(_OnPolicy):
+    """Advantage actor–critic (Mnih et al. 2016)."""
+
+    algorithm = A2C
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "learning_rate": 2e-3,
+        "gae_lambda": 0.95,
+        "ent_coef": 0.003,
+        "normalize_advantage": True,
+    }
+
+
+class DQNLearner(Learner):
+    """Deep Q-learning (Mnih et al. 2015); acts greedily once learned. A resumed run refills its memory."""
+
+    algorithm = DQN
+    output = "greedy"
+    activation = "relu"
+    exact_resume = False
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "learning_rate": 1e-3,
+        "buffer_size": 200_000,
+        "learning_starts": 16_000,
+        "batch_size": 1024,
+        "train_freq": 8,
+        "gradient_steps": 8,
+        "target_update_interval": 4_000,
+        "exploration_fraction": 0.3,
+        "exploration_final_eps": 0.02,
+    }
+
+    def actor(self) -> Layers:
+        """The layers of the action values."""
+        return [(m.weight, m.bias) for m in self.model.q_net.q_net if isinstance(m, nn.Linear)]

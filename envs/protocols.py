@@ -1,0 +1,84 @@
+"""What the decision problem needs from outside: a reverse process and a quality score.
+
+Rows are slots of a batch; each row holds one sample at its own time. Shapes: R = rows asked for;
+``rows`` (R,) int64; times (R,) float64; images (R, C, H, W) float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the last evaluations showed of each sample, all (R,) float32 but ``features``.
+
+    Args:
+        eps_rms: Root mean square of the predicted noise (about 1 where the model is sure of its ground).
+        x0_change: Root mean square change of x0_hat between the last two evaluations; 0 after the first.
+        lam_change: Change of half log-SNR between them; 0 after the first.
+        clipped: Share of x0_hat's pixels that left [−1, 1] before clipping.
+        features: (R, F) projected middle features of the network; F may be 0.
+    """
+
+    eps_rms: Tensor
+    x0_change: Tensor
+    lam_change: Tensor
+    clipped: Tensor
+    features: Tensor
+
+
+class ReverseProcess(Protocol):
+    """The reverse diffusion of a batch, for any subset of its rows, each at its own time."""
+
+    num_rows: int
+    num_features: int
+
+    def lam(self, t: Tensor) -> Tensor:
+        """Half log-SNR at real times."""
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """log √ᾱ at real times."""
+
+    def start(self, rows: Tensor, images: Tensor, t: Tensor) -> None:
+        """Put fresh noise of these images (ids) into the rows, at times ``t``, not yet evaluated."""
+
+    def evaluate(self, rows: Tensor, t: Tensor) -> None:
+        """Jump each row from its anchor to ``t``, call the network there, and make that its anchor."""
+
+    def jump(self, rows: Tensor, s: Tensor) -> Tensor:
+        """Return the rows' images at times ``s``; changes nothing. Differentiable."""
+
+    def x0(self, rows: Tensor) -> Tensor:
+        """The rows' current clean estimates."""
+
+    def evidence(self, rows: Tensor) -> Evidence:
+        """What the last evaluations showed of these rows."""
+
+
+class QualityScore(Protocol):
+    """Says how good a clean estimate is: Φ. Higher is better.
+
+    Within an episode Φ is a fixed function of the image, so that the reward telescopes.
+    """
+
+    def reset(self, seed: int) -> None:
+        """Forget everything that earlier episodes taught."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What earlier episodes taught."""
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from :meth:`state`."""
+
+    def begin(self, rows: Tensor, images: Tensor, prices: Tensor) -> None:
+        """Episodes of these images at these prices begin in these rows."""
+
+    def score(self, rows: Tensor, x0: Tensor) -> Tensor:
+        """Φ of each row's clean estimate, (R,) float32."""
+
+    def end(self, rows: Tensor, x0: Tensor) -> None:
+        """These rows' episodes end with these images."""

@@ -1,0 +1,141 @@
+"""What a quality score is made of: terms over candidates, added with weights, on one scale.
+
+Shapes: R = candidates; M = images of the bank; N = real images; F = features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from envs.rewards import REWARDS
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What scores stand on.
+
+    Args:
+        features: Maps images (R, C, H, W) to features (R, F). Never the judge's network.
+        real: Features of real images, (N, F).
+        teacher: Full-trajectory results of the bank's noises, (M, C, H, W); image i is row i.
+        teacher_features: Their features, (M, F).
+        first: Clean estimates after the first evaluation, of the bank's first K ≤ M noises, (K, C, H, W).
+        prices: Smallest and largest price that episodes see.
+    """
+
+    features: Callable[[Tensor], Tensor]
+    real: Tensor
+    teacher: Tensor
+    teacher_features: Tensor
+    first: Tensor
+    prices: tuple[float, float]
+
+    @cached_property
+    def real_distance(self) -> float:
+        """Mean distance of two real images: the unit of feature distances."""
+        return float(torch.pdist(self.real).mean())
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Images to be scored; their features are computed once, whatever the number of terms."""
+
+    ground: Ground
+    rows: Tensor
+    images: Tensor
+    x0: Tensor
+
+    @cached_property
+    def features(self) -> Tensor:
+        """(R, F)."""
+        with torch.no_grad():
+            return self.ground.features(self.x0)
+
+
+class Term(Protocol):
+    """One score. ``begin`` and ``end`` frame episodes as in :class:`envs.protocols.QualityScore`."""
+
+    def __init__(self, ground: Ground, num_rows: int) -> None: ...
+
+    def reset(self, seed: int) -> None:
+        """Forget what earlier episodes taught."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What earlier episodes taught."""
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from :meth:`state`."""
+
+    def begin(self, rows: Tensor, images: Tensor, prices: Tensor) -> None:
+        """Episodes begin in these rows."""
+
+    def score(self, candidates: Candidates) -> Tensor:
+        """(R,) scores, higher is better."""
+
+    def end(self, candidates: Candidates) -> None:
+        """These are results."""
+
+    def gain(self) -> float:
+        """Mean score of full trajectories minus that of first evaluations, on the bank."""
+
+
+class WeightedQuality:
+    """Φ = scale·Σ weight·term, scaled so that full trajectory minus first evaluation averages 1.
+
+    A :class:`envs.protocols.QualityScore`. Prices then mean the same for every model and every mixture.
+    """
+
+    def __init__(self, weights: Mapping[str, float], ground: Ground, num_rows: int) -> None:
+        self.ground = ground
+        self.weights = dict(weights)
+        make: dict[str, Any] = {name: REWARDS.load(name) for name in weights}
+        self.terms: dict[str, Term] = {name: make[name](ground, num_rows) for name in weights}
+        gain = sum(self.weights[name] * term.gain() for name, term in self.terms.items())
+        assert gain > 0, f"the full trajectory scores no better than the first evaluation: {gain}"
+        self.scale = 1.0 / gain
+        self._images = torch.zeros(num_rows, dtype=torch.int64, device=ground.teacher.device)
+
+    def _candidates(self, rows: Tensor, x0: Tensor) -> Candidates:
+        return Candidates(self.ground, rows, self._images[rows], x0)
+
+    def reset(self, seed: int) -> None:
+        """Forget what earlier episodes taught."""
+        for term in self.terms.values():
+            term.reset(seed)
+
+    def state(self) -> dict[str, Tensor]:
+        """What earlier episodes taught every term."""
+        named = {name: term.state() for name, term in self.terms.items()}
+        return {f"{name}.{key}": value for name, state in named.items() for key, value in state.items()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from :meth:`state`."""
+        for name, term in self.terms.items():
+            own = f"{name}."
+            term.load_state({k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)})
+
+    def begin(self, rows: Tensor, images: Tensor, prices: Tensor) -> None:
+        """Episodes begin in these rows."""
+        self._images[rows] = images
+        for term in self.terms.values():
+            term.begin(rows, images, prices)
+
+    def score(self, rows: Tensor, x0: Tensor) -> Tensor:
+        """Φ, (R,)."""
+        candidates = self._candidates(rows, x0)
+        total = torch.zeros(len(rows), device=x0.device)
+        for name, term in self.terms.items():
+            total += self.weights[name] * term.score(candidates)
+        return self.scale * total
+
+    def end(self, rows: Tensor, x0: Tensor) -> None:
+        """These rows' episodes end."""
+        candidates = self._candidates(rows, x0)
+        for term in self.terms.values():
+            term.end(candidates)

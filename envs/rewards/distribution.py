@@ -1,0 +1,205 @@
+"""Scores of belonging: how real, against how common among what is being generated.
+
+A Fréchet distance is a number of a whole set and gives no sample its share; the witness of a kernel
+two-sample test does (Gretton et al. 2012): w(f) = mean k(f, real) − mean k(f, generated), whose mean over
+generated samples, taken negative, is MMD² up to a constant.
+
+A bounded kernel calls a far outlier w ≈ 0, *more* than a typical sample has: policies learned to throw
+images away. The log-ratio forms make outliers pay; they are the default.
+
+The generated set: the last WINDOW results, per bin of prices (pooled budgets would cancel the correction),
+frozen within an episode (so that the reward telescopes), without the sample's own noise, and started from
+the teacher's results by an explicit seed.
+Shapes: R candidates, N real, G generated; F features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from envs.rewards.base import Candidates, Ground
+
+WINDOW = 1536  # results that make the generated set of a price bin
+NUM_BINS = 6  # of log price
+_CS = (0.25, 1.0, 4.0)  # kernel widths around the median
+
+
+class GeneratedSet:
+    """The last results, per price bin, as each running episode saw them when it began."""
+
+    def __init__(self, ground: Ground, num_rows: int) -> None:
+        self.ground = ground
+        low, high = (math.log(max(price, 1e-12)) for price in ground.prices)
+        self.num_bins = NUM_BINS if high > low else 1
+        self._low, self._width = low, max(high - low, 1e-12) / self.num_bins
+        device = ground.teacher.device
+        # Episodes in flight must not lose sight of their frozen window while others end.
+        self.capacity = WINDOW + 2 * num_rows
+        self._features = torch.zeros(self.num_bins, self.capacity, ground.real.shape[1], device=device)
+        self._images = torch.zeros(self.num_bins, self.capacity, dtype=torch.int64, device=device)
+        self._added = torch.zeros(self.num_bins, dtype=torch.int64)
+        self._bin = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self._seen = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.reset(0)
+
+    def reset(self, seed: int) -> None:
+        """Start from the teacher's results, a block of the bank that the seed names."""
+        bank = len(self.ground.teacher)
+        take = min(WINDOW, bank)
+        images = (torch.arange(take, device=self._bin.device) + seed * take) % bank
+        self._images[:, :take] = images
+        self._features[:, :take] = self.ground.teacher_features[images]
+        self._added[:] = take
+
+    def state(self) -> dict[str, Tensor]:
+        """The sets."""
+        return {"features": self._features, "images": self._images, "added": self._added}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from :meth:`state`."""
+        for name, value in self.state().items():
+            value.copy_(tensors[name])
+
+    def begin(self, rows: Tensor, prices: Tensor) -> None:
+        """Freeze the rows' view."""
+        bins = ((torch.log(prices.clamp(min=1e-12)) - self._low) / self._width).long()
+        self._bin[rows] = bins.clamp(0, self.num_bins - 1)
+        self._seen[rows] = self._added.to(rows.device)[self._bin[rows]]
+
+    def end(self, candidates: Candidates) -> None:
+        """Add results to the sets of their bins."""
+        bins = self._bin[candidates.rows]
+        for b in bins.unique().tolist():
+            chosen = bins == b
+            count = int(chosen.sum())
+            slots = (torch.arange(count, device=bins.device) + int(self._added[b])) % self.capacity
+            self._features[b, slots] = candidates.features[chosen]
+            self._images[b, slots] = candidates.images[chosen]
+            self._added[b] += count
+
+    def views(self, rows: Tensor, images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Per price bin: which of ``rows`` (positions), the set (G, F), and the mask (r, G) of what each may
+        see: its window, without its own noise.
+        """
+        result = []
+        bins = self._bin[rows]
+        for b in bins.unique().tolist():
+            positions = (bins == b).nonzero().squeeze(1)
+            added = int(self._added[b])
+            filled = min(added, self.capacity)
+            slots = torch.arange(filled, device=rows.device)
+            # number of the result that lies in each slot: the last one written there
+            number = slots + (added - 1 - slots) // self.capacity * self.capacity
+            seen = self._seen[rows[positions]].unsqueeze(1)
+            visible = (number < seen) & (number >= seen - WINDOW)
+            visible &= self._images[b, :filled] != images[positions].unsqueeze(1)
+            result.append((positions, self._features[b, :filled], visible))
+        return result
+
+
+class _AgainstGenerated:
+    """A score that compares nearness to real images with nearness to generated ones."""
+
+    def __init__(self, ground: Ground, num_rows: int) -> None:
+        self.ground = ground
+        self.generated = GeneratedSet(ground, num_rows)
+        pairs = torch.pdist(ground.real[:1024])
+        self.median_squared = float(pairs.median()) ** 2
+
+    def reset(self, seed: int) -> None:
+        """Start again from the teacher's results."""
+        self.generated.reset(seed)
+
+    def state(self) -> dict[str, Tensor]:
+        """The generated sets."""
+        return self.generated.state()
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from :meth:`state`."""
+        self.generated.load_state(tensors)
+
+    def begin(self, rows: Tensor, images: Tensor, prices: Tensor) -> None:
+        """Freeze what the rows see."""
+        self.generated.begin(rows, prices)
+
+    def end(self, candidates: Candidates) -> None:
+        """Results join the set."""
+        self.generated.end(candidates)
+
+    def score(self, candidates: Candidates) -> Tensor:
+        """(R,)."""
+        f = candidates.features
+        to_real = squared_distance(f, self.ground.real)
+        every = torch.ones_like(to_real, dtype=torch.bool)
+        result = torch.empty(len(f), device=f.device)
+        for positions, generated, visible in self.generated.views(candidates.rows, candidates.images):
+            to_generated = squared_distance(f[positions], generated)
+            result[positions] = self.compare(to_real[positions], every[positions], to_generated, visible)
+        return result
+
+    def compare(self, real: Tensor, is_real: Tensor, generated: Tensor, visible: Tensor) -> Tensor:
+        """(r,) scores from squared distances to real (r, N) and to the visible generated (r, G)."""
+        raise NotImplementedError  # a score says how
+
+    def gain(self) -> float:
+        """As if each kind filled the world: first evaluations among themselves, then full trajectories."""
+        first = self.ground.features(self.ground.first)
+        kinds = (self.ground.teacher_features[: len(first)], first)
+        full, start = (float(self._stationary(f).mean()) for f in kinds)
+        return full - start
+
+    def _stationary(self, f: Tensor) -> Tensor:
+        real = squared_distance(f, self.ground.real)
+        own = torch.eye(len(f), dtype=torch.bool, device=f.device)
+        return self.compare(real, torch.ones_like(real, dtype=torch.bool), squared_distance(f, f), ~own)
+
+    def kernel_mean(self, squared: Tensor, mask: Tensor) -> Tensor:
+        """Mean over the mask of k = Σ_c exp(−c·d²/median²), (r,)."""
+        scaled = squared / self.median_squared
+        kernel = sum((torch.exp(-c * scaled) for c in _CS), torch.zeros_like(scaled))
+        return (kernel * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+class Witness(_AgainstGenerated):
+    """Mean kernel to real minus mean kernel to generated: bounded, blind to far outliers."""
+
+    def compare(self, real: Tensor, is_real: Tensor, generated: Tensor, visible: Tensor) -> Tensor:
+        """w(f)."""
+        return self.kernel_mean(real, is_real) - self.kernel_mean(generated, visible)
+
+
+class LogRatio(_AgainstGenerated):
+    """Log mean kernel to real minus log mean kernel to generated: outliers pay."""
+
+    def compare(self, real: Tensor, is_real: Tensor, generated: Tensor, visible: Tensor) -> Tensor:
+        """log k̄(f, real) − log k̄(f, generated)."""
+        tiny = 1e-12
+        return torch.log(self.kernel_mean(real, is_real) + tiny) - torch.log(
+            self.kernel_mean(generated, visible) + tiny
+        )
+
+
+class NeighbourRatio(_AgainstGenerated):
+    """Log distance to the k-th generated neighbour minus log distance to the k-th real one.
+
+    The nearest-neighbour estimate of log p_real/p_generated (Wang, Kulkarni & Verdú 2009), per dimension.
+    """
+
+    K = 5
+
+    def compare(self, real: Tensor, is_real: Tensor, generated: Tensor, visible: Tensor) -> Tensor:
+        """Half the log ratio of squared distances, up to a constant of the set sizes."""
+        hidden = generated.masked_fill(~visible, math.inf)
+        k = min(self.K, generated.shape[1] - 1)
+        near_generated = hidden.kthvalue(k, dim=1).values
+        near_real = real.kthvalue(min(self.K, real.shape[1]), dim=1).values
+        return 0.5 * (torch.log(near_generated + 1e-12) - torch.log(near_real + 1e-12))
+
+
+def squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    """(A, B) squared Euclidean distances of features (A, F) and (B, F)."""
+    cross = a @ b.T
+    return (a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * cross).clamp(min=0)

@@ -1,0 +1,59 @@
+"""Distance to the teacher: the same noise run through the full trajectory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from envs.rewards.base import Candidates, Ground
+
+
+class _TeacherDistance:
+    """Minus a distance to the teacher's result; keeps nothing between episodes."""
+
+    def __init__(self, ground: Ground, num_rows: int) -> None:
+        self.ground = ground
+
+    def reset(self, seed: int) -> None:
+        """Nothing to forget."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Nothing."""
+
+    def begin(self, rows: Tensor, images: Tensor, prices: Tensor) -> None:
+        """Nothing to frame."""
+
+    def end(self, candidates: Candidates) -> None:
+        """Nothing to learn."""
+
+    def score(self, candidates: Candidates) -> Tensor:
+        """(R,)."""
+        raise NotImplementedError  # a distance says which
+
+    def gain(self) -> float:
+        """The teacher's own distance is 0."""
+        first = self.ground.first
+        images = torch.arange(len(first), device=first.device)
+        return -float(self.score(Candidates(self.ground, images, images, first)).mean())
+
+
+class PixelDistance(_TeacherDistance):
+    """Minus the root mean square pixel distance to the teacher's result."""
+
+    def score(self, candidates: Candidates) -> Tensor:
+        """(R,), 0 at best; pixels in [−1, 1]."""
+        wanted = self.ground.teacher[candidates.images]
+        return -(candidates.x0 - wanted).flatten(1).square().mean(1).sqrt()
+
+
+class FeatureDistance(_TeacherDistance):
+    """Minus the feature distance to the teacher's result, in units of the mean distance of real images."""
+
+    def score(self, candidates: Candidates) -> Tensor:
+        """(R,), 0 at best."""
+        wanted = self.ground.teacher_features[candidates.images]
+        return -(candidates.features - wanted).norm(dim=1) / self.ground.real_distance

@@ -1,0 +1,237 @@
+"""``python -m stepdrop_rl.benchmark``: the numbers of the README, as ratios measured in one run."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stepdrop_rl.cli import command
+from stepdrop_rl.config import BenchmarkConfig
+
+if TYPE_CHECKING:
+    from stepdrop_rl.comparison import Outcome
+
+Row = dict[str, Any]
+
+ENVIRONMENT_STEPS = 6
+ENGINE_EVALUATIONS = 10
+
+
+def run(config: BenchmarkConfig) -> None:
+    """Measure the parts asked for and print one table each."""
+    from dataclasses import asdict
+
+    from envs.registry import unknown_name
+    from stepdrop_rl.report.tables import print_table
+    from stepdrop_rl.tracking import start_run
+    from stepdrop_rl.weights import write_json
+
+    parts: dict[str, Callable[[BenchmarkConfig], list[Row]]] = {
+        "environment": measure_environment,
+        "engine": measure_engine,
+        "policy": measure_policy,
+    }
+    for name in config.parts:
+        if name not in parts:
+            raise unknown_name("part", name, parts)
+    results: dict[str, list[Row]] = {}
+    with start_run(f"benchmark-{config.data.name}", mode=config.tracking, config=asdict(config)) as tracker:
+        for name in config.parts:
+            rows = results[name] = parts[name](config)
+            print_table(list(rows[0]), [[_text(value) for value in row.values()] for row in rows], f"\n{name}")
+            numbers = {f"{name}/{row['what']}": float(row["ratio"]) for row in rows if "ratio" in row}
+            tracker.log_metrics(numbers)
+        tracker.log_dict(results, "benchmark.json")
+    if config.json is not None:
+        write_json(config.json, results)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def interleaved(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[float, float, float]:
+    """Median seconds of both, and the median of their ratios pair by pair: drift hits both alike."""
+    first(), second()  # warm
+    pairs = []
+    for _ in range(repeats):
+        seconds = []
+        for call in (first, second):
+            began = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - began)
+        pairs.append(seconds)
+    a, b = zip(*pairs, strict=True)
+    return statistics.median(a), statistics.median(b), statistics.median(x / y for x, y in pairs)
+
+
+def measure_environment(config: BenchmarkConfig) -> list[Row]:
+    """Decisions per second: the vector environment against as many single ones in a ``SyncVectorEnv``."""
+    import gymnasium
+    import numpy as np
+
+    from stepdrop_rl import ENVIRONMENT_ID
+    from stepdrop_rl.environment import make_vector
+
+    model = config.model or config.data.name
+    batched = make_vector(config.num_envs, model=model)
+    single = gymnasium.vector.SyncVectorEnv(
+        [lambda: gymnasium.make(ENVIRONMENT_ID, model=model, disable_env_checker=True)] * config.num_envs
+    )
+    generator = np.random.default_rng(config.seed)
+    actions = generator.integers(0, 2, (ENVIRONMENT_STEPS, config.num_envs))
+
+    def walk(environment: Any) -> None:
+        for row in actions:
+            environment.step(row)
+
+    batched.reset(seed=config.seed)
+    single.reset(seed=config.seed)
+    repeats = max(2, min(3, config.repeats))  # an episode must not end in between: it would hide the steps
+    fast, slow, ratio = interleaved(lambda: walk(batched), lambda: walk(single), repeats)
+    decisions = ENVIRONMENT_STEPS * config.num_envs
+    return [
+        {
+            "what": f"{config.num_envs} trajectories, batched against single",
+            "batched decisions/s": decisions / fast,
+            "single decisions/s": decisions / slow,
+            "ratio": 1 / ratio,
+        }
+    ]
+
+
+def measure_engine(config: BenchmarkConfig) -> list[Row]:
+    """Wall time of a fixed schedule against the bare network calls of the same batch sizes."""
+    import torch
+
+    from agents.base import Budget
+    from agents.fixed import quadratic
+    from stepdrop_rl.device import resolve_device
+    from stepdrop_rl.engine import Engine
+    from stepdrop_rl.models.unet import load_model
+    from stepdrop_rl.solvers import SOLVERS
+
+    device = resolve_device(config.device)
+    model = load_model(config.model or config.data.name, device)
+    agent = quadratic(Budget(ENGINE_EVALUATIONS, model.info.t_start, model.info.t_end, ENGINE_EVALUATIONS))
+    assert agent.times is not None
+    x = torch.randn(config.batch_size, *model.denoiser.shape, device=device)
+    rows = []
+    for name in SOLVERS:
+        engine = Engine(
+            denoiser=model.denoiser,
+            solver=SOLVERS.load(name)(),
+            times=agent.times,
+            seed=config.seed,
+            batch_size=config.batch_size,
+        )
+
+        def sample(engine: Engine = engine) -> None:
+            engine.sample(agent, config.batch_size)
+
+        @torch.no_grad()
+        def bare() -> None:
+            for t in agent.times.tolist():  # type: ignore[union-attr]
+                model.denoiser.network(x, torch.full((len(x),), t, device=device)).sample.cpu()
+
+        ours, network, ratio = interleaved(sample, bare, config.repeats)
+        rows.append(
+            {
+                "what": f"{name}, {ENGINE_EVALUATIONS} evaluations, batch {config.batch_size}",
+                "engine ms": 1000 * ours,
+                "network ms": 1000 * network,
+                "ratio": ratio,
+            }
+        )
+    return rows
+
+
+def measure_policy(config: BenchmarkConfig) -> list[Row]:
+    """PPO with the defaults, several training seeds, against the best simple schedule at the same mean NFE."""
+    from stepdrop_rl.config import EvaluateConfig, TrainPolicyConfig
+    from stepdrop_rl.evaluate import compare, make_arena
+    from stepdrop_rl.runs import run_folder
+    from stepdrop_rl.train_policy import STATE
+    from stepdrop_rl.train_policy import run as train
+
+    learned: list[Outcome] = []
+    others: dict[str, Outcome] = {}
+    minutes = []
+    for seed in range(config.training_seeds):
+        folder = run_folder(config.data.name, f"benchmark-ppo-{seed}")
+        began = time.monotonic()
+        resume = (folder / f"{STATE}.json").is_file()
+        train(
+            TrainPolicyConfig(
+                seed=seed,
+                data=config.data,
+                model=config.model,
+                device=config.device,
+                tracking=config.tracking,
+                output=str(folder),
+                resume=resume,
+            )
+        )
+        if not resume:
+            minutes.append((time.monotonic() - began) / 60)
+        choice = EvaluateConfig(
+            policy=str(folder),
+            data=config.data,
+            model=config.model,
+            device=config.device,
+            seed=config.seed,
+            target_nfe=config.target_nfe,
+            num_samples=config.num_samples,
+            baselines=[] if others else ["uniform", "quadratic"],
+        )
+        arena, contender = make_arena(choice, blocks=choice.blocks)
+        outcomes = compare(choice, arena, contender)
+        learned.append(outcomes[0])
+        others |= {outcome.name: outcome for outcome in outcomes[1:] if outcome.name not in others}
+    distance = f"fd_{arena.extractor.name}"
+    rows = [_policy_row(f"ppo, seed {seed}", [outcome], distance) for seed, outcome in enumerate(learned)]
+    if len(learned) > 1:
+        rows.append(_policy_row(f"ppo, {len(learned)} seeds", learned, distance))
+    rows += [_policy_row(name, [outcome], distance) for name, outcome in others.items()]
+    best = min(
+        (outcome.estimates[distance].mean for name, outcome in others.items() if name in ("uniform", "quadratic")),
+        default=float("nan"),
+    )
+    for row in rows:
+        row["ratio"] = row[distance] / best
+    if minutes:
+        print(f"training: {', '.join(f'{m:.1f}' for m in minutes)} minutes", file=sys.stderr)
+    return rows
+
+
+def _policy_row(what: str, outcomes: Sequence[Outcome], distance: str) -> Row:
+    from stepdrop_rl.metrics import block_mean
+
+    def over(values: Sequence[float]) -> tuple[float, str]:
+        if len(values) == 1:
+            return values[0], "–"
+        estimate = block_mean(values)
+        return estimate.mean, f"± {estimate.half_width:.3g}"
+
+    fd, interval = over([o.estimates[distance].mean for o in outcomes])
+    return {
+        "what": what,
+        "NFE": over([o.nfe_mean for o in outcomes])[0],
+        distance: fd,
+        "95 % over seeds": interval,
+        "KID": over([o.estimates["kid"].mean for o in outcomes])[0],
+        "precision": over([o.estimates["precision"].mean for o in outcomes])[0],
+        "recall": over([o.estimates["recall"].mean for o in outcomes])[0],
+    }
+
+
+def main() -> int:
+    """Run the command; return its exit code."""
+    return command(BenchmarkConfig, run, "benchmark")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,14 @@
+"""Real images by name and split."""
+
+from stepdrop_rl.data.base import (
+    DATASETS,
+    SPLITS,
+    ImageData,
+    Loader,
+    Split,
+    load,
+    to_float,
+    to_uint8,
+)
+
+__all__ = ["DATASETS", "SPLITS", "ImageData", "Loader", "Split", "load", "to_float", "to_uint8"]

@@ -1,0 +1,94 @@
+"""What a data set is: a name, two splits, uint8 images with labels.
+
+Shapes: N images of C channels, H x W pixels. Images at rest are uint8 in 0..255; networks see float32 in
+[-1, 1]. A new data set is one module with ``load(split, root)`` and one line in :data:`DATASETS`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from envs.registry import Registry, unknown_name
+
+Split = Literal["train", "judge"]
+"""``train``: what diffusion training, rewards and the validation judge may see; ``judge``: what the judge's
+network and reference are made of. The two share no image."""
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+ROOT_VARIABLE = "STEPDROP_DATA"
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Real images: ``images`` (N, C, H, W) uint8 and ``labels`` (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.images.dtype == torch.uint8, "images at rest are uint8"
+        assert self.images.dim() == 4, "images are (N, C, H, W)"
+        assert self.labels.dtype == torch.int64, "labels are int64"
+        assert self.labels.shape == self.images.shape[:1], "one label per image"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, labelled 0 .. num_classes - 1."""
+        return int(self.labels.max()) + 1
+
+
+class Loader(Protocol):
+    """A data set's ``load``: its images of one split; ``root`` is the folder that holds downloaded sets."""
+
+    def __call__(self, split: Split, root: Path | None) -> ImageData: ...
+
+
+DATASETS = Registry(
+    "data set",
+    {
+        "digits": "stepdrop_rl.data.digits:load",
+    },
+)
+
+
+def load(name: str, split: str, root: str | os.PathLike[str] | None = None) -> ImageData:
+    """Return one split of a data set.
+
+    Args:
+        name: A name in :data:`DATASETS`.
+        split: ``train`` or ``judge``.
+        root: Folder with the data, where it is not embedded; without it the variable ``STEPDROP_DATA``.
+
+    Raises:
+        UserError: There is no such data set or split, or its files cannot be read.
+    """
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    loader: Loader = DATASETS.load(name)
+    folder = root or os.environ.get(ROOT_VARIABLE)
+    return loader(split, Path(folder) if folder else None)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images as float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1.0
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float images as a file would hold them: clamped to [-1, 1], rounded, uint8. Undoes :func:`to_float`."""
+    return ((images.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)

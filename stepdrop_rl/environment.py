@@ -1,0 +1,149 @@
+"""From settings to the decision problem: model, solver, teacher bank and reward features put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from envs.errors import UserError
+from envs.mdp import StepDropCore
+from envs.philox import Role
+from envs.registry import unknown_name
+from envs.rewards import REWARDS
+from envs.rewards.base import Ground, WeightedQuality
+from envs.single import StepDropEnv
+from envs.vector import StepDropVectorEnv
+from stepdrop_rl.config import EnvConfig
+from stepdrop_rl.data import load as load_data
+from stepdrop_rl.data import to_float
+from stepdrop_rl.device import resolve_device
+from stepdrop_rl.features import feature_projection
+from stepdrop_rl.metrics.extractor import load_extractor
+from stepdrop_rl.models.unet import Model, load_model
+from stepdrop_rl.process import DiffusionProcess
+from stepdrop_rl.solvers import SOLVERS
+from stepdrop_rl.teacher import TeacherBank, load_bank
+
+DEFAULT_MODEL = "digits"
+
+
+def decision_grid(model: Model, num_decisions: int) -> Tensor:
+    """N times evenly spaced between the model's ends; :class:`UserError` if N exceeds T."""
+    last = model.info.schedule.num_train_timesteps
+    if num_decisions > last:
+        raise UserError(f"a grid of {num_decisions} decisions is larger than the model's T = {last}")
+    return torch.linspace(model.info.t_start, model.info.t_end, num_decisions, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that environments of the same settings share.
+
+    Args:
+        model: The diffusion model.
+        config: Settings of the decision problem.
+        times: (N,) decision grid.
+        bank: Noises and the full trajectory's results.
+        ground: What rewards stand on.
+        projection: Of the network's features, or None.
+    """
+
+    model: Model
+    config: EnvConfig
+    times: Tensor
+    bank: TeacherBank
+    ground: Ground
+    projection: tuple[Tensor, Tensor] | None
+
+    def core(self, num_rows: int) -> StepDropCore:
+        """A batch of trajectories."""
+        process = DiffusionProcess(
+            self.model.denoiser,
+            SOLVERS.load(self.config.solver)(),
+            num_rows=num_rows,
+            seed=self.bank.seed,
+            role=Role.POLICY_TRAINING,
+            projection=self.projection,
+        )
+        return StepDropCore(
+            process,
+            self.times,
+            WeightedQuality(self.config.reward, self.ground, num_rows),
+            num_images=len(self.bank.teacher),
+            prices=self.config.prices,
+        )
+
+
+def make_world(config: EnvConfig, *, model: Model, root: str | None = None) -> World:
+    """Put the decision problem of ``model`` together."""
+    SOLVERS[config.solver]  # names are checked before anything is computed
+    for name in config.reward:
+        REWARDS[name]
+    device = model.denoiser.schedule.device
+    times = decision_grid(model, config.num_decisions).to(device)
+    bank = load_bank(model, config.solver, steps=config.teacher_steps, size=config.bank_size, device=device)
+    extractor = load_extractor("reward", model.info.dataset).to(device).eval().requires_grad_(False)
+    real = to_float(load_data(model.info.dataset, "train", root).images).to(device)
+    with torch.no_grad():
+        ground = Ground(
+            features=extractor,
+            real=_in_batches(extractor, real),
+            teacher=bank.teacher,
+            teacher_features=_in_batches(extractor, bank.teacher),
+            first=bank.first,
+            prices=config.prices,
+        )
+    projection = None
+    if config.num_features:
+        if config.num_features > model.denoiser.num_features:
+            raise UserError(
+                f"env.num_features is {config.num_features}, the model's middle block has "
+                f"{model.denoiser.num_features} channels"
+            )
+        projection = feature_projection(model.denoiser, bank, times, config.num_features)
+    return World(model, config, times, bank, ground, projection)
+
+
+def _in_batches(extractor: torch.nn.Module, images: Tensor, size: int = 512) -> Tensor:
+    return torch.cat([extractor(part) for part in images.split(size)])
+
+
+@lru_cache(maxsize=4)
+def _shared_world(model: str, device: str, settings: tuple[tuple[str, Any], ...]) -> World:
+    """256 single environments share one network and one bank."""
+    config = EnvConfig(**{k: dict(v) if k == "reward" else v for k, v in settings})
+    return make_world(config, model=load_model(model, resolve_device(device)))
+
+
+def _world_from(model: str, device: str, settings: Mapping[str, Any]) -> World:
+    known = {field.name for field in fields(EnvConfig)}
+    for name in settings:
+        if name not in known:
+            raise unknown_name("environment setting", name, known)
+    frozen = {k: tuple(sorted(v.items())) if k == "reward" else v for k, v in settings.items()}
+    return _shared_world(model, device, tuple(sorted(frozen.items())))
+
+
+def make_single(
+    model: str = DEFAULT_MODEL, device: str = "cpu", render_mode: str | None = None, **settings: Any
+) -> StepDropEnv:
+    """``gymnasium.make("stepdrop_rl:StepDrop-v0", ...)``; settings are those of ``EnvConfig``."""
+    return StepDropEnv(_world_from(model, device, settings).core(1), render_mode)
+
+
+def make_vector(
+    num_envs: int = 1,
+    model: str = DEFAULT_MODEL,
+    device: str = "cpu",
+    render_mode: str | None = None,
+    autoreset_mode: str = "NextStep",
+    **settings: Any,
+) -> StepDropVectorEnv:
+    """``gymnasium.make_vec("stepdrop_rl:StepDrop-v0", num_envs=..., ...)``."""
+    core = _world_from(model, device, settings).core(num_envs)
+    return StepDropVectorEnv(core, autoreset_mode, render_mode)

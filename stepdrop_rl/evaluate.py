@@ -1,0 +1,232 @@
+"""``python -m stepdrop_rl.evaluate``: a policy and its baselines, same mean NFE, same solver, same noise."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from stepdrop_rl.cli import command
+from stepdrop_rl.config import AgentChoice, EvaluateConfig
+
+if TYPE_CHECKING:
+    from stepdrop_rl.comparison import Arena, Contender, Outcome
+    from stepdrop_rl.tracking import Run
+
+DEFAULT_NFE = 5.0
+DEFAULT_SOLVER = "multistep"
+TEACHER_STEPS = 100
+
+
+def run(config: EvaluateConfig) -> None:
+    """Compare, print the table, write the record, log figures."""
+    from agents import BASELINES
+    from stepdrop_rl.comparison import records
+    from stepdrop_rl.report.tables import comparison_rows, print_table
+    from stepdrop_rl.tracking import start_run
+    from stepdrop_rl.weights import write_json
+
+    for name in config.baselines:
+        BASELINES[name]
+    arena, requested = make_arena(config, blocks=config.blocks)
+    name = f"evaluate-{requested.agent.name}-{config.data.name}"
+    with start_run(
+        name, mode=config.tracking, config=asdict(config), tags={"command": "evaluate"}
+    ) as tracker:
+        outcomes = compare(config, arena, requested)
+        distance = f"fd_{arena.extractor.name}"
+        header, rows = comparison_rows(outcomes, distance)
+        per_block = config.num_samples // config.blocks
+        title = (
+            f"{config.data.name}, solver {arena.solver}: {config.num_samples:,} images in {config.blocks} blocks "
+            f"of {per_block:,}, ± standard error; difference paired with {outcomes[0].name}"
+        )
+        ids = [_log_outcome(config, tracker, outcome) for outcome in outcomes]
+        found = records(outcomes, arena, git_commit=git_commit(), run_ids=ids)
+        _log_figures(config, arena, tracker, outcomes, distance)
+        tracker.log_dict({"schema": RESULT, "records": found}, "result.json")
+        where = tracker.where()
+    print_table(header, rows, title)
+    if config.json is not None:
+        write_json(config.json, {"schema": RESULT, "records": found})
+        print(f"records: {config.json}")
+    if where:
+        print(f"figures and runs: {where}")
+
+
+RESULT = "stepdrop_rl.result/1"
+
+
+def make_arena(config: AgentChoice, *, blocks: int) -> tuple[Arena, Contender]:
+    """Load the model and the judge, and settle the requested policy's budget."""
+    from pathlib import Path
+
+    from agents import ALGORITHMS, BASELINES
+    from agents.base import Budget
+    from agents.policy import LearnedPolicy
+    from envs.errors import UserError
+    from envs.registry import unknown_name
+    from stepdrop_rl.comparison import Arena
+    from stepdrop_rl.data import DATASETS
+    from stepdrop_rl.device import resolve_device
+    from stepdrop_rl.environment import decision_grid
+    from stepdrop_rl.metrics import load_reference
+    from stepdrop_rl.models.unet import load_model
+    from stepdrop_rl.policies import make_agent
+    from stepdrop_rl.solvers import SOLVERS
+
+    DATASETS[config.data.name]
+    if (
+        config.policy not in BASELINES
+        and config.policy not in ALGORITHMS
+        and not Path(config.policy).exists()
+    ):
+        raise unknown_name("policy", config.policy, [*BASELINES, *ALGORITHMS])
+    if config.solver is not None:
+        SOLVERS[config.solver]
+    device = resolve_device(config.device)
+    model = load_model(config.model or config.data.name, device)
+    nfe = config.target_nfe or DEFAULT_NFE
+    budget = Budget(nfe, model.info.t_start, model.info.t_end, config.num_decisions)
+    agent = make_agent(config.policy, budget, model=model, solver=config.solver)
+    if config.price is not None and not isinstance(agent, LearnedPolicy):
+        raise UserError(f"--price is for learned policies; give '{agent.name}' a --target-nfe")
+    extractor, reference = load_reference(model.info.dataset, "judge", config.data.root, device)
+    arena = Arena(
+        model=model,
+        solver=agent.info.solver if isinstance(agent, LearnedPolicy) else config.solver or DEFAULT_SOLVER,
+        times=decision_grid(model, config.num_decisions).to(device),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        blocks=blocks,
+        extractor=extractor,
+        reference=reference,
+        mode=config.actions == "mode",
+    )
+    return arena, arena.settle(agent, nfe, config.price)
+
+
+def compare(config: EvaluateConfig, arena: Arena, requested: Contender) -> list[Outcome]:
+    """Draw and judge the requested policy, its baselines at its mean NFE (rounded up), and the teacher."""
+    import math
+
+    from stepdrop_rl.comparison import Contender
+    from stepdrop_rl.report.progress import progress_bar
+    from stepdrop_rl.teacher import full_trajectory
+
+    info = arena.model.info
+    teacher = Contender(full_trajectory(info.t_start, info.t_end, TEACHER_STEPS))
+    with progress_bar() as bar:
+
+        def draw(contender: Contender):  # type: ignore[no-untyped-def]
+            task = bar.add_task(contender.agent.name, total=config.num_samples, note="")
+            return arena.draw(contender, config.num_samples, lambda count: bar.advance(task, count))
+
+        drawn = [(requested, draw(requested))]
+        spent = float(drawn[0][1].nfe.double().mean())
+        # Fixed schedules spend whole evaluations: never fewer than the policy does.
+        nfe = math.ceil(spent - 0.01)
+        for name in config.baselines:
+            if name != requested.agent.name:
+                fair = arena.contender(name, spent if name == "bernoulli" else nfe)
+                drawn.append((fair, draw(fair)))
+        full = draw(teacher)
+    if config.teacher:
+        drawn.append((teacher, full))
+    return [arena.outcome(contender, samples, full.images) for contender, samples in drawn]
+
+
+def _log_outcome(config: EvaluateConfig, parent: Run, outcome: Outcome) -> str:
+    """A child run per contender, with the same metric names, so that the UI compares them."""
+    from stepdrop_rl.tracking import start_run
+
+    record = outcome.record()
+    numbers = {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
+    with start_run(
+        outcome.name,
+        mode=config.tracking,
+        config={"policy": outcome.name, "num_samples": config.num_samples, "seed": config.seed},
+        tags={"command": "evaluate"},
+        parent=parent,
+    ) as child:
+        child.log_metrics(numbers)
+        return child.id
+
+
+def _log_figures(
+    config: EvaluateConfig, arena: Arena, tracker: Run, outcomes: Sequence[Outcome], distance: str
+) -> None:
+    from stepdrop_rl.report.figures import evaluation_rates, quality_against_nfe, samples_side_by_side
+
+    if config.tracking == "none":
+        return
+    tracker.log_figure(evaluation_rates(outcomes), "evaluation_rates.png")
+    tracker.log_figure(samples_side_by_side(outcomes), "samples.png")
+    if config.curve:
+        curves = draw_curves(config, arena, outcomes[0].contender, outcomes)
+        floor = outcomes[-1].samples.images[: config.curve_samples] if config.teacher else None
+        figure = quality_against_nfe(
+            curves,
+            None if floor is None else judge_distance(arena, floor),
+            distance,
+            config.curve_samples,
+            config.data.name,
+        )
+        tracker.log_figure(figure, "quality_against_nfe.png")
+        tracker.log_dict(
+            {"images_per_point": config.curve_samples, "curves": curves}, "quality_against_nfe.json"
+        )
+
+
+def judge_distance(arena: Arena, images: Any) -> float:
+    """Fréchet distance of images (M, C, H, W) in the judge's features."""
+    from stepdrop_rl.metrics import gather
+    from stepdrop_rl.metrics.distances import frechet_distance
+
+    return frechet_distance(gather(images, arena.extractor)[0], arena.reference.statistics)
+
+
+def draw_curves(
+    config: EvaluateConfig, arena: Arena, requested: Contender, outcomes: Sequence[Outcome]
+) -> dict[str, list[tuple[float, float]]]:
+    """(mean NFE, distance) at the budgets of ``config.curve``; budgets out of a policy's reach are left out."""
+    from agents.policy import LearnedPolicy
+    from envs.errors import UserError
+    from stepdrop_rl.report.progress import progress_bar
+
+    names = [o.name for o in outcomes if o.contender is requested or o.name in config.baselines]
+    curves: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    with progress_bar() as bar:
+        task = bar.add_task("quality against NFE", total=len(names) * len(config.curve), note="")
+        for name in names:
+            for nfe in config.curve:
+                learned = name == requested.agent.name and isinstance(requested.agent, LearnedPolicy)
+                try:
+                    contender = arena.settle(requested.agent, nfe) if learned else arena.contender(name, nfe)
+                except UserError:  # this policy cannot spend that much, or so little
+                    bar.advance(task)
+                    continue
+                samples = arena.engine(contender.agent).sample(
+                    contender.agent, config.curve_samples, price=contender.price
+                )
+                spent = float(samples.nfe.double().mean())
+                curves[name].append((spent, judge_distance(arena, samples.images)))
+                bar.advance(task)
+    return {name: points for name, points in curves.items() if points}
+
+
+def git_commit() -> str:
+    """The commit of this code, or "" outside a git repository."""
+    from stepdrop_rl.tracking.context import standard_tags
+
+    return standard_tags().get("mlflow.source.git.commit", "")
+
+
+def main() -> int:
+    """Run the command; return its exit code."""
+    return command(EvaluateConfig, run, "evaluate")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Choosing the ends of a model's grid, ``t_start`` and ``t_end``, on validation noise.
+
+They matter more than the number of steps: too noisy a start wastes evaluations where x0_hat is clipped
+guesswork, too late an end asks the network where it was hardly trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agents.fixed import FixedSchedule
+from envs.philox import Role
+from stepdrop_rl.diffusion import NoiseSchedule
+from stepdrop_rl.engine import Engine
+from stepdrop_rl.models.denoiser import Denoiser
+from stepdrop_rl.solvers import SOLVERS
+
+# Half log-SNR where a grid may begin and end: alpha² from 2e-2 to 1e-4, sigma² from 1e-1 to 1e-3.
+START_LAMS = (-2.0, -2.5, -3.0, -3.5, -4.0, -4.6)
+END_LAMS = (1.2, 1.6, 2.0, 2.5, 3.0, 3.5)
+NUM_EVALUATIONS = 50
+
+
+@dataclass(frozen=True)
+class Ends:
+    """A pair of ends and the distance that the full trajectory between them scored."""
+
+    t_start: float
+    t_end: float
+    distance: float
+
+
+def default_ends(schedule: NoiseSchedule) -> tuple[float, float]:
+    """Ends for a model that was not measured yet: half log-SNR −3.5 and 2.5."""
+    t = schedule.time_of(torch.tensor([-3.5, 2.5], dtype=torch.float64))
+    return float(t[0]), float(t[1])
+
+
+def choose_ends(
+    denoiser: Denoiser,
+    distance: Callable[[Tensor], float],
+    *,
+    seed: int,
+    num_images: int,
+    progress: Callable[[Ends], None] | None = None,
+) -> Ends:
+    """Return the pair whose full trajectory scores the smallest ``distance`` (lower is better).
+
+    Coordinate search from the default pair: the best start for its end, the best end for that start, and
+    the best start again; each candidate draws the same ``num_images`` validation noises.
+    """
+    schedule = denoiser.schedule
+    measured: dict[tuple[float, float], Ends] = {}
+
+    def measure(start: float, end: float) -> Ends:
+        if (start, end) not in measured:
+            lams = torch.tensor([start, end], dtype=torch.float64)
+            t_start, t_end = (round(float(t), 1) for t in schedule.time_of(lams))
+            times = torch.linspace(t_start, t_end, NUM_EVALUATIONS, dtype=torch.float64)
+            engine = Engine(
+                denoiser=denoiser,
+                solver=SOLVERS.load("multistep")(),
+                times=times,
+                seed=seed,
+                role=Role.VALIDATION,
+            )
+            images = engine.sample(FixedSchedule("full", times), num_images).images
+            measured[start, end] = Ends(t_start, t_end, distance(images))
+            if progress is not None:
+                progress(measured[start, end])
+        return measured[start, end]
+
+    start, end = -3.5, 2.5
+    start = min(START_LAMS, key=lambda lam: measure(lam, end).distance)
+    end = min(END_LAMS, key=lambda lam: measure(start, lam).distance)
+    start = min(START_LAMS, key=lambda lam: measure(lam, end).distance)
+    return measure(start, end)

@@ -1,0 +1,26 @@
+"""Metrics that say what they are: extractors, distances, blocks, cost."""
+
+from stepdrop_rl.metrics.base import METRICS, FeatureExtractor, Metric, Reference, measure
+from stepdrop_rl.metrics.blocks import BlockMean, Difference, block_mean, over_blocks, paired_difference
+from stepdrop_rl.metrics.extractor import ROLES, Extractor, load_extractor
+from stepdrop_rl.metrics.reference import gather, load_reference, make_reference, quality
+
+__all__ = [
+    "METRICS",
+    "ROLES",
+    "BlockMean",
+    "Difference",
+    "Extractor",
+    "FeatureExtractor",
+    "Metric",
+    "Reference",
+    "block_mean",
+    "gather",
+    "load_extractor",
+    "load_reference",
+    "make_reference",
+    "measure",
+    "over_blocks",
+    "paired_difference",
+    "quality",
+]

@@ -1,0 +1,78 @@
+"""What metrics are made of: a feature extractor, the reference of real images, and the registry of metrics.
+
+A metric is a function ``(features (N, D), logits (N, K), reference) -> {name: number}``; a new one is a
+module and a line in :data:`METRICS`, and every table, block and record shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from envs.registry import Registry
+from stepdrop_rl.metrics.distances import Statistics
+
+
+class FeatureExtractor(Protocol):
+    """A network that turns images (B, C, H, W) in [-1, 1] into features (B, D) and logits (B, K)."""
+
+    @property
+    def name(self) -> str:
+        """What its Fréchet distance is called by: ``fd_<name>``."""
+
+    @property
+    def content_hash(self) -> str:
+        """Names these very weights."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes images."""
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, from one pass."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images as an extractor sees them.
+
+    Args:
+        extractor: Name of the extractor.
+        features: (M, D) float32, on the CPU.
+        statistics: Their mean and covariance.
+    """
+
+    extractor: str
+    features: Tensor
+    statistics: Statistics
+
+    @property
+    def num_images(self) -> int:
+        """M."""
+        return len(self.features)
+
+
+Metric = Callable[[Tensor, Tensor, Reference], dict[str, float]]
+
+METRICS = Registry(
+    "metric",
+    {
+        "frechet": "stepdrop_rl.metrics.suite:frechet",
+        "kid": "stepdrop_rl.metrics.suite:kid",
+        "inception_score": "stepdrop_rl.metrics.suite:inception_score",
+        "precision_recall": "stepdrop_rl.metrics.suite:precision_recall",
+    },
+)
+
+
+def measure(features: Tensor, logits: Tensor, reference: Reference) -> dict[str, float]:
+    """Every registered metric of generated features (N, D) and logits (N, K)."""
+    values: dict[str, float] = {}
+    for name in METRICS:
+        metric: Metric = METRICS.load(name)
+        values |= metric(features, logits, reference)
+    return values

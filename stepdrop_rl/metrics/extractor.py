@@ -1,0 +1,243 @@
+"""Our own feature extractors: small classifiers whose features of several depths see what a person sees.
+
+The last features of a classifier are blind to contrast and noise, which its training taught it to ignore.
+So the features here are the mean and the standard deviation over space of every channel of the stem and of
+each stage, standardised on real images. Normalisation is by batch statistics (fixed after training), never
+per sample: that would take the contrast away before it is measured.
+
+Three roles with three different networks: ``reward`` and ``validation`` learn from the split ``train``,
+``judge`` from the split ``judge``. What rewards never judges.
+
+Shapes: B images (B, C, H, W) float32 in [-1, 1]; D = 2 x (channels of stem and stages) features; K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from envs.errors import UserError
+from envs.registry import unknown_name
+from stepdrop_rl.data import Split
+from stepdrop_rl.weights import PathLike, content_hash, load_into, load_weights, save_weights
+
+PRETRAINED = Path(__file__).parents[1] / "models" / "pretrained"
+_FILE = "extractor"
+_VARIANCE_FLOOR = 1e-8  # keeps the gradient of the standard deviation finite on a constant channel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorConfig:
+    """Architecture of an :class:`Extractor`.
+
+    Args:
+        channels: Of the images.
+        num_classes: K.
+        widths: Channels of the stem, then of each stage.
+        strides: Of each stage; 2 halves height and width.
+        blocks: Residual blocks per stage.
+        stem_kernel: Side of the stem's filters (odd).
+    """
+
+    channels: int = 1
+    num_classes: int = 10
+    widths: Sequence[int]
+    strides: Sequence[int] = (1, 2, 2)
+    blocks: int = 1
+    stem_kernel: int = 3
+
+    def __post_init__(self) -> None:
+        if len(self.widths) != len(self.strides) + 1 or min(*self.widths, *self.strides, self.blocks) < 1:
+            raise UserError("an extractor needs one width for its stem and a width and a stride per stage")
+
+
+@dataclass(frozen=True)
+class Role:
+    """One of the three users of an extractor: the images it learns from and the network it gets."""
+
+    split: Split
+    widths: Sequence[int]
+    strides: Sequence[int]
+    blocks: int
+    stem_kernel: int
+
+    def config(self, channels: int, num_classes: int) -> ExtractorConfig:
+        """The architecture for images of ``channels`` and ``num_classes``."""
+        return ExtractorConfig(
+            channels=channels,
+            num_classes=num_classes,
+            widths=self.widths,
+            strides=self.strides,
+            blocks=self.blocks,
+            stem_kernel=self.stem_kernel,
+        )
+
+
+# Different depths, widths and filters, so that fooling one is not fooling the others.
+ROLES: dict[str, Role] = {
+    "reward": Role("train", widths=(16, 20, 24, 32), strides=(1, 2, 2), blocks=1, stem_kernel=3),
+    "validation": Role("train", widths=(12, 16, 20, 28), strides=(1, 2, 2), blocks=2, stem_kernel=5),
+    "judge": Role("judge", widths=(16, 16, 24, 32), strides=(1, 2, 1), blocks=1, stem_kernel=3),
+}
+
+
+class _Block(nn.Module):
+    """Residual block: two 3 x 3 convolutions, the first with the stage's stride."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.skip = (
+            nn.Identity()
+            if inputs == outputs and stride == 1
+            else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.silu(self.norm1(self.conv1(x)))
+        return nn.functional.silu(self.skip(x) + self.norm2(self.conv2(y)))
+
+
+def _moments(x: Tensor) -> Tensor:
+    """Mean and standard deviation over space of every channel: (B, C, H, W) -> (B, 2C)."""
+    variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
+    return torch.cat((mean, (variance + _VARIANCE_FLOOR).sqrt()), dim=1)
+
+
+class Extractor(nn.Module):
+    """A classifier that shows its work: features of several depths, and logits.
+
+    ``name`` is what metrics are called by: ``fd_<name>``. Never "FID": that is Inception's.
+    """
+
+    def __init__(self, config: ExtractorConfig, name: str) -> None:
+        super().__init__()
+        self.config = config
+        self.name = name
+        self.metadata: dict[str, Any] = {}  # role, split, accuracy, seed: what save() writes beside it
+        stem, *widths = config.widths
+        self.stem = nn.Sequential(
+            nn.Conv2d(config.channels, stem, config.stem_kernel, padding="same", bias=False),
+            nn.BatchNorm2d(stem),
+            nn.SiLU(),
+        )
+        self.stages = nn.ModuleList()
+        for inputs, outputs, stride in zip(config.widths, widths, config.strides, strict=False):
+            first = _Block(inputs, outputs, stride)
+            self.stages.append(
+                nn.Sequential(first, *(_Block(outputs, outputs, 1) for _ in range(config.blocks - 1)))
+            )
+        self.head = nn.Linear(widths[-1], config.num_classes)
+        self.register_buffer("feature_mean", torch.zeros(self.num_features))
+        self.register_buffer("feature_deviation", torch.ones(self.num_features))
+
+    @property
+    def num_features(self) -> int:
+        """D."""
+        return 2 * sum(self.config.widths)
+
+    @property
+    def content_hash(self) -> str:
+        """Names these very weights, for caches."""
+        return content_hash(self.state_dict())
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes images."""
+        return self.head.weight.device
+
+    def _depths(self, x: Tensor) -> list[Tensor]:
+        """Activations of the stem and of each stage."""
+        depths = [self.stem(x)]
+        for stage in self.stages:
+            depths.append(stage(depths[-1]))
+        return depths
+
+    def _features(self, depths: list[Tensor]) -> Tensor:
+        raw = torch.cat([_moments(depth) for depth in depths], dim=1)
+        return (raw - self.feature_mean) / self.feature_deviation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] -> features (B, D). Differentiable."""
+        return self._features(self._depths(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] -> unnormalised log-probabilities (B, K)."""
+        return self.head(self._depths(x)[-1].mean(dim=(2, 3)))
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, from one pass."""
+        depths = self._depths(x)
+        return self._features(depths), self.head(depths[-1].mean(dim=(2, 3)))
+
+    @torch.no_grad()
+    def standardise(self, images: Tensor) -> None:
+        """Set mean and deviation of every feature from real images (N, C, H, W) in [-1, 1].
+
+        A feature that hardly varies is divided by a tenth of the median deviation instead: its own would
+        blow rounding errors up.
+        """
+        self.feature_mean.zero_()
+        self.feature_deviation.fill_(1.0)
+        raw = self(images)
+        deviation = raw.std(dim=0)
+        self.feature_mean.copy_(raw.mean(dim=0))
+        self.feature_deviation.copy_(deviation.clamp(min=0.1 * float(deviation.median())))
+
+    def save(self, folder: PathLike) -> str:
+        """Write ``extractor.safetensors`` and ``extractor.json``; return the content hash."""
+        described = {"name": self.name, **self.metadata, "config": asdict(self.config)}
+        return save_weights(folder, _FILE, self.state_dict(), described)
+
+
+def _folder(name_or_folder: PathLike, dataset: str) -> Path:
+    """The folder that holds an extractor: itself, or the shipped one of that name."""
+    folder = Path(name_or_folder)
+    if (folder / f"{_FILE}.json").exists():
+        return folder
+    shipped = PRETRAINED / dataset / "extractors"
+    known = sorted(path.parent.name for path in shipped.glob(f"*/{_FILE}.json"))
+    name = str(name_or_folder)
+    role = name.removeprefix(f"{dataset}_")
+    if role in known:
+        return shipped / role
+    if folder.is_dir() or len(folder.parts) > 1:
+        raise UserError(f"no extractor in {folder}: {_FILE}.json is missing")
+    if not known:
+        raise UserError(
+            f"no extractor is shipped for '{dataset}'; train one: "
+            f"python -m stepdrop_rl.train_extractor --data.name {dataset} --role judge"
+        )
+    raise unknown_name("extractor", name, [f"{dataset}_{role}" for role in known])
+
+
+def load_extractor(name_or_folder: PathLike, dataset: str = "digits") -> Extractor:
+    """Return a trained extractor, frozen, in evaluation mode, on the CPU.
+
+    Args:
+        name_or_folder: A role (``judge``), a shipped name (``digits_judge``) or a folder of one.
+        dataset: Whose shipped extractors to look among.
+
+    Raises:
+        UserError: There is none of that name, or its files are damaged.
+    """
+    folder = _folder(name_or_folder, dataset)
+    tensors, described = load_weights(folder, _FILE)
+    try:
+        name = str(described.pop("name"))
+        config = ExtractorConfig(**described.pop("config"))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / _FILE}.json does not describe an extractor: {error}") from error
+    described.pop("content_hash")
+    extractor = Extractor(config, name)
+    load_into(extractor, tensors, folder / f"{_FILE}.safetensors")
+    extractor.metadata = described
+    return extractor.eval().requires_grad_(False)

@@ -1,0 +1,138 @@
+"""Images in, numbers out: features gathered in batches, the cached reference, the quality of a set.
+
+Images are judged as the files they would become: clamped to [-1, 1] and rounded to uint8 first.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from envs.errors import UserError
+from stepdrop_rl.data import load, to_float, to_uint8
+from stepdrop_rl.metrics.base import FeatureExtractor, Reference, measure
+from stepdrop_rl.metrics.distances import statistics
+from stepdrop_rl.metrics.extractor import ROLES, Extractor, load_extractor
+from stepdrop_rl.weights import PathLike, content_hash, load_tensors, save_tensors
+
+BATCH_SIZE = 256
+CACHE_VARIABLE = "STEPDROP_CACHE"
+DISK_CACHE_FROM = 10_000  # images; the features of fewer are made in a moment
+_VERSION = 1  # of what is stored; a change of the meaning of features changes it
+
+_references: dict[str, Reference] = {}
+
+
+@torch.no_grad()
+def gather(
+    images: Tensor, extractor: FeatureExtractor, batch_size: int = BATCH_SIZE
+) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and logits (N, K), float32 on the CPU, of images (N, C, H, W).
+
+    Args:
+        images: uint8, or float in [-1, 1], which is rounded to uint8 as a file would be; any device.
+        extractor: Who looks; the images go to its device.
+        batch_size: Changes the numbers by rounding (about 1e-6) only.
+
+    Raises:
+        UserError: There are no images, or some hold NaN.
+    """
+    if len(images) == 0:
+        raise UserError("there are no images to measure")
+    if images.is_floating_point():
+        damaged = int(images.isnan().flatten(1).any(dim=1).sum())
+        if damaged:
+            raise UserError(f"{damaged} of {len(images)} images hold NaN: their sampler diverged")
+        images = to_uint8(images)
+    device = extractor.device
+    parts = []
+    # Reduced precision (TF32 on CUDA, autocast) is for making images; a judge has one opinion everywhere.
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with exact, torch.autocast(device.type, enabled=False):
+        for batch in images.split(batch_size):
+            features, logits = extractor.features_and_logits(to_float(batch.to(device)))
+            parts.append((features.float().cpu(), logits.float().cpu()))
+    features, logits = (torch.cat(part) for part in zip(*parts, strict=True))
+    return features, logits
+
+
+def cache_folder() -> Path:
+    """``$STEPDROP_CACHE``, else ``~/.cache/stepdrop_rl``."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "stepdrop_rl")
+
+
+def _read_cached(path: Path, extractor: str) -> Reference | None:
+    try:
+        stored = load_tensors(path)
+        moments = {"mu": stored["mu"].numpy(), "sigma": stored["sigma"].numpy()}
+        return Reference(extractor, stored["features"], moments)
+    except (UserError, KeyError):  # missing, damaged or of another make: it is only a cache
+        return None
+
+
+def _write_cached(path: Path, reference: Reference) -> None:
+    moments = {name: torch.from_numpy(value) for name, value in reference.statistics.items()}
+    try:
+        save_tensors(path, {"features": reference.features, **moments})
+    except UserError:  # nowhere to write: computed again next time
+        return
+
+
+def make_reference(
+    images: Tensor,
+    extractor: FeatureExtractor,
+    *,
+    batch_size: int = BATCH_SIZE,
+    cache: PathLike | None = None,
+) -> Reference:
+    """Return the reference of real images (M, C, H, W) uint8, computed once for these images and weights.
+
+    ``cache`` is a folder that also keeps it for later processes, by the hash of images and extractor; a
+    folder that cannot be written is passed over.
+    """
+    key = f"{content_hash({'images': images})}-{extractor.content_hash}-v{_VERSION}"
+    known = _references.get(key)
+    if known is not None and known.extractor == extractor.name:
+        return known
+    path = None if cache is None else Path(cache) / "references" / f"{key}.safetensors"
+    reference = _read_cached(path, extractor.name) if path else None
+    if reference is None:
+        features, _ = gather(images, extractor, batch_size)
+        reference = Reference(extractor.name, features, statistics(features))
+        if path:
+            _write_cached(path, reference)
+    _references[key] = reference
+    return reference
+
+
+def load_reference(
+    dataset: str,
+    role: str = "judge",
+    root: PathLike | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Extractor, Reference]:
+    """Return a role's shipped extractor, on ``device``, and the reference of the real images of its split."""
+    extractor = load_extractor(role, dataset)
+    images = load(dataset, ROLES[role].split, root).images
+    cache = cache_folder() if len(images) >= DISK_CACHE_FROM else None
+    extractor.to(device)
+    return extractor, make_reference(images, extractor, cache=cache)
+
+
+def quality(
+    images: Tensor, reference: Reference, extractor: FeatureExtractor, *, batch_size: int = BATCH_SIZE
+) -> dict[str, float]:
+    """Every metric of generated images (N, C, H, W) in [-1, 1] against real ones.
+
+    Returns:
+        ``fd_<extractor>``, ``kid``, ``is_mean``, ``is_std``, ``precision``, ``recall``: the registered metrics.
+
+    Raises:
+        UserError: The reference is another extractor's, or the images are too few or hold NaN.
+    """
+    if reference.extractor != extractor.name:
+        raise UserError(f"the reference is {reference.extractor}'s; {extractor.name} needs its own")
+    return measure(*gather(images, extractor, batch_size), reference)

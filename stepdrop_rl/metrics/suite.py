@@ -1,0 +1,29 @@
+"""The registered metrics: names for the numbers of :mod:`~stepdrop_rl.metrics.distances`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from stepdrop_rl.metrics import distances
+from stepdrop_rl.metrics.base import Reference
+
+
+def frechet(features: Tensor, logits: Tensor, reference: Reference) -> dict[str, float]:
+    """``fd_<extractor>``: squared Fréchet distance; lower is better."""
+    return {f"fd_{reference.extractor}": distances.frechet_distance(features, reference.statistics)}
+
+
+def kid(features: Tensor, logits: Tensor, reference: Reference) -> dict[str, float]:
+    """``kid``: unbiased kernel distance; lower is better, about 0 (or just below) for real images."""
+    return {"kid": distances.kid(features, reference.features)}
+
+
+def inception_score(features: Tensor, logits: Tensor, reference: Reference) -> dict[str, float]:
+    """``is_mean``, ``is_std``: Inception score in this extractor's classes; higher is better."""
+    score = distances.inception_score(logits)
+    return {"is_mean": score.mean, "is_std": score.std}
+
+
+def precision_recall(features: Tensor, logits: Tensor, reference: Reference) -> dict[str, float]:
+    """``precision``, ``recall``; higher is better."""
+    return distances.precision_recall(features, reference.features)._asdict()

@@ -1,0 +1,166 @@
+"""Tiny diffusers U-Nets: made, saved and loaded.
+
+A model folder is a diffusers model folder (``config.json``, ``diffusion_pytorch_model.safetensors``) with
+one more file, ``stepdrop.json``: noise schedule, prediction type, data set and the ends of its grid.
+Any diffusers ``UNet2DModel`` folder loads, where that file is written beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ModelMixin, UNet2DModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+
+from envs.errors import UserError
+from stepdrop_rl.config import ScheduleConfig, UNetConfig
+from stepdrop_rl.diffusion import NoiseSchedule
+from stepdrop_rl.models.denoiser import NetworkDenoiser
+from stepdrop_rl.weights import content_hash, read_json, write_text
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+SCHEMA = "stepdrop_rl.model/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What sampling must know of a network.
+
+    Args:
+        dataset: Data set it was trained on.
+        prediction: epsilon or v_prediction.
+        schedule: Its noise schedule.
+        t_start: Largest time of its grid: where sampling starts.
+        t_end: Smallest time of its grid: the last evaluation before the clean image.
+    """
+
+    dataset: str
+    prediction: str
+    schedule: ScheduleConfig
+    t_start: float
+    t_end: float
+    schema: str = SCHEMA
+
+
+class PixelUnshuffledUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """A ``UNet2DModel`` that sees blocks of pixels as channels: a quarter of the work for ``factor`` 2."""
+
+    @register_to_config
+    def __init__(self, factor: int, unet: dict[str, Any]) -> None:
+        super().__init__()
+        self.unet = UNet2DModel.from_config(unet)
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> UNet2DOutput:
+        """Predict for (B, C, H, W) images at (B,) times."""
+        factor = self.config.factor
+        folded = nn.functional.pixel_unshuffle(sample, factor)
+        output = self.unet(folded, timestep).sample
+        return UNet2DOutput(sample=nn.functional.pixel_shuffle(output, factor))
+
+
+def make_network(config: UNetConfig, shape: tuple[int, int, int]) -> nn.Module:
+    """Return an untrained network for images of ``shape`` (C, H, W)."""
+    channels, size, width = shape
+    if size != width:
+        raise UserError(f"images must be square, not {size}×{width}")
+    folds = config.unshuffle
+    if size % (folds * 2 ** (len(config.channels) - 1)):
+        raise UserError(f"{size}×{size} images cannot be halved at every one of unet.channels' levels")
+    down = ["AttnDownBlock2D" if attends else "DownBlock2D" for attends in config.attention]
+    up = ["AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(config.attention)]
+    unet = UNet2DModel(
+        sample_size=size // folds,
+        in_channels=channels * folds**2,
+        out_channels=channels * folds**2,
+        block_out_channels=tuple(config.channels),
+        layers_per_block=config.layers,
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        attention_head_dim=config.head_dim,
+        norm_num_groups=8,
+    )
+    return unet if folds == 1 else PixelUnshuffledUNet(folds, dict(unet.config))
+
+
+def save_model(folder: Path, network: nn.Module, info: ModelInfo) -> None:
+    """Write a model folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    network.save_pretrained(folder)  # type: ignore[operator]
+    write_info(folder, info)
+
+
+def write_info(folder: Path, info: ModelInfo) -> None:
+    """Write what sampling must know beside the network (also after the ends were chosen anew)."""
+    write_text(folder / "stepdrop.json", json.dumps(asdict(info), indent=2) + "\n")
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a shipped model (by name) or of any other (by path)."""
+    shipped = PRETRAINED / name / "unet"
+    if shipped.is_dir():
+        return shipped
+    folder = Path(name)
+    if (folder / "stepdrop.json").is_file():
+        return folder
+    known = ", ".join(sorted(path.parent.name for path in PRETRAINED.glob("*/unet")))
+    raise UserError(f"no model '{name}': neither a shipped one ({known}) nor a folder with stepdrop.json")
+
+
+def read_info(folder: Path) -> ModelInfo:
+    """Read ``stepdrop.json`` of a model folder."""
+    raw = read_json(folder / "stepdrop.json")
+    try:
+        return replace(ModelInfo(**raw), schedule=ScheduleConfig(**raw["schedule"]))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'stepdrop.json'} is damaged: {error}") from None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model: its denoiser, what sampling must know, and the hash of its weights."""
+
+    denoiser: NetworkDenoiser
+    info: ModelInfo
+    hash: str
+
+
+def load_model(
+    name: str, device: torch.device | str = "cpu", *, precision: str = "auto", pad_to: int | None = None
+) -> Model:
+    """Load a shipped model by name, or any model folder; :class:`UserError` where it is damaged."""
+    folder = model_folder(name)
+    info = read_info(folder)
+    kind = read_json(folder / "config.json").get("_class_name")
+    network_class = PixelUnshuffledUNet if kind == "PixelUnshuffledUNet" else UNet2DModel
+    try:
+        network = network_class.from_pretrained(folder, use_safetensors=True)
+    except Exception as error:  # diffusers and safetensors raise many kinds for a damaged file
+        raise UserError(
+            f"cannot load the network in {folder}: {' '.join(str(error).split())[:200]}"
+        ) from None
+    network = network.to(device).eval().requires_grad_(False)
+    inner = network.unet if isinstance(network, PixelUnshuffledUNet) else network
+    folds = network.config.factor if isinstance(network, PixelUnshuffledUNet) else 1
+    size = inner.config.sample_size * folds
+    schedule = NoiseSchedule(info.schedule.name, info.schedule.num_train_timesteps, device)
+    denoiser = NetworkDenoiser(
+        network,
+        schedule,
+        prediction=info.prediction,
+        shape=(inner.config.in_channels // folds**2, size, size),
+        autocast=autocast_type(precision, device),
+        pad_to=pad_to,
+    )
+    return Model(denoiser, info, content_hash(dict(network.state_dict())))
+
+
+def autocast_type(precision: str, device: torch.device | str) -> torch.dtype | None:
+    """The type networks compute in: auto is bfloat16 on CUDA and float32 (None) on a CPU."""
+    on_cuda = torch.device(device).type == "cuda"
+    return torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and on_cuda) else None

@@ -1,0 +1,76 @@
+"""Finding, loading and saving learned policies, and making any agent that a command names."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from agents import ALGORITHMS, BASELINES
+from agents.base import Agent, Budget
+from agents.fixed import read_schedule
+from agents.policy import LearnedPolicy, build_policy, describe
+from envs.errors import UserError
+from envs.registry import unknown_name
+from stepdrop_rl.models.unet import PRETRAINED, Model
+from stepdrop_rl.runs import run_folder
+from stepdrop_rl.weights import load_weights, save_weights
+
+POLICY = "policy"
+
+
+def save_policy(folder: Path, policy: LearnedPolicy) -> None:
+    """Write a policy folder, atomically."""
+    save_weights(folder, POLICY, policy.tensors(), describe(policy))
+
+
+def load_policy(folder: Path) -> LearnedPolicy:
+    """Read a policy folder; :class:`UserError` where it is damaged."""
+    tensors, raw = load_weights(folder, POLICY)
+    return build_policy(raw, tensors, folder / f"{POLICY}.json")
+
+
+def find_policy(algo: str, dataset: str) -> Path:
+    """The folder of the policy that ``algo`` last learned here, else of the one that ships (and say so)."""
+    trained = run_folder(dataset, algo)
+    if (trained / f"{POLICY}.json").is_file():
+        return trained
+    shipped = PRETRAINED / dataset / "policies" / algo
+    if (shipped / f"{POLICY}.json").is_file():
+        print(f"no {algo} policy trained here yet: using the one that ships", file=sys.stderr)
+        return shipped
+    raise UserError(
+        f"no {algo} policy for {dataset} yet: run python -m stepdrop_rl.train_policy --algo {algo}"
+        f" --data.name {dataset}"
+    )
+
+
+def check_fit(policy: LearnedPolicy, model: Model, solver: str | None) -> None:
+    """Raise :class:`UserError` unless the policy was trained for this model and solver."""
+    if policy.info.model_hash != model.hash:
+        raise UserError(
+            f"this {policy.name} policy was trained for another model ({policy.info.model_hash}, not "
+            f"{model.hash}): choose its --model, or train it again"
+        )
+    if solver is not None and solver != policy.info.solver:
+        raise UserError(
+            f"this {policy.name} policy was trained with solver '{policy.info.solver}', not '{solver}'"
+        )
+
+
+def make_agent(name: str, budget: Budget, *, model: Model, solver: str | None) -> Agent:
+    """Return the agent that a command names: a baseline, an algorithm, a policy folder or a schedule file."""
+    if name in BASELINES:
+        agent: Agent = BASELINES.load(name)(budget)
+        return agent
+    path = Path(name)
+    if name in ALGORITHMS:
+        folder = find_policy(name, model.info.dataset)
+    elif path.is_dir():
+        folder = path
+    elif path.is_file():
+        return read_schedule(path)
+    else:
+        raise unknown_name("policy", name, [*BASELINES, *ALGORITHMS])
+    policy = load_policy(folder)
+    check_fit(policy, model, solver)
+    return policy

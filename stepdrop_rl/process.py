@@ -1,0 +1,157 @@
+"""The reverse process of a batch: denoiser + solver + every sample's anchor.
+
+Skipping changes nothing here: a sample keeps its anchor until it is evaluated again, and is carried there by
+one jump. Shapes: R = rows asked for; rows (R,) int64; times (R,) float64; images (R, C, H, W) float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from envs.philox import Role, Stream, normal
+from envs.protocols import Evidence
+from stepdrop_rl.diffusion import CLEAN, image_scale
+from stepdrop_rl.models.denoiser import Denoiser
+from stepdrop_rl.solvers.base import Anchor, Solver
+
+
+class DiffusionProcess:
+    """A :class:`envs.protocols.ReverseProcess` over a denoiser.
+
+    Args:
+        denoiser: Says what noise is in an image.
+        solver: The jump.
+        num_rows: Samples held at once.
+        seed: Of all noise.
+        role: Whose noise (see :mod:`envs.philox`).
+        clip: Clip x0_hat to [−1, 1]; eps then follows from the clipped x0_hat.
+        projection: (F, D) matrix and (F,) mean that turn pooled middle features into D numbers for the
+            observation; None: no features.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        solver: Solver,
+        *,
+        num_rows: int,
+        seed: int,
+        role: Role,
+        clip: bool = True,
+        projection: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self.denoiser = denoiser
+        self.schedule = denoiser.schedule
+        self.solver = solver
+        self.num_rows = num_rows
+        self.seed = seed
+        self.role = role
+        self.clip = clip
+        self.projection = projection
+        self.num_features = 0 if projection is None else projection[0].shape[1]
+        device = self.schedule.device
+        depth = max(2, solver.history)  # the evidence looks back on two evaluations
+        self._x = torch.zeros(num_rows, *denoiser.shape, device=device)
+        self._x0 = torch.zeros(num_rows, depth, *denoiser.shape, device=device)
+        self._times = torch.zeros(num_rows, depth, dtype=torch.float64, device=device)
+        self._count = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self._image = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self._eps_rms = torch.zeros(num_rows, device=device)
+        self._clipped = torch.zeros(num_rows, device=device)
+        self._features = torch.zeros(num_rows, self.num_features, device=device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the samples lie."""
+        return self._x.device
+
+    def lam(self, t: Tensor) -> Tensor:
+        """Half log-SNR at real times."""
+        return self.schedule.lam(t)
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """log √ᾱ at real times."""
+        return torch.log(self.schedule.alpha_sigma(t)[0])
+
+    def start(self, rows: Tensor, images: Tensor, t: Tensor) -> None:
+        """Put x at time ``t`` into the rows: noise of deviation 1, a function of (seed, role, image)."""
+        self._x[rows] = normal(
+            self.denoiser.shape, seed=self.seed, role=self.role, stream=Stream.INITIAL, image=images
+        )
+        self._image[rows] = images
+        self._times[rows] = t.double().unsqueeze(-1).expand(-1, self._times.shape[1])
+        self._count[rows] = 0
+        self._x0[rows] = 0.0
+
+    def jump(self, rows: Tensor, s: Tensor) -> Tensor:
+        """Images at times ``s`` (CLEAN: the current clean estimate), one jump from the anchors."""
+        x0 = self._x0[rows]
+        clean = s < 0
+        if bool(clean.all()):
+            return x0[:, 0]
+        anchor = Anchor(self._x[rows], self._times[rows, 0], x0, self._times[rows], self._count[rows])
+        target = torch.where(clean, anchor.t, s.double())
+        noise = None
+        if self.solver.stochastic:
+            noise = normal(
+                self.denoiser.shape,
+                seed=self.seed,
+                role=self.role,
+                stream=Stream.JUMP,
+                image=self._image[rows],
+                time=target,
+            )
+        x_s = self.solver.jump(self.schedule, anchor, target, noise)
+        return torch.where(clean.reshape(-1, 1, 1, 1), x0[:, 0], x_s)
+
+    @torch.no_grad()
+    def evaluate(self, rows: Tensor, t: Tensor) -> None:
+        """Carry the rows to ``t``, call the network on just them, and remember what it said."""
+        fresh = self._count[rows] == 0
+        if bool(fresh.all()):
+            x = self._x[rows]
+        else:
+            assert not bool(fresh.any()), "a first evaluation happens where the sample starts"
+            x = self.jump(rows, t)
+        eps, pooled = self.denoiser(x, t, features=self.projection is not None)
+        alpha, sigma = self.schedule.alpha_sigma(t)
+        x0 = (x - image_scale(sigma, x) * eps) / image_scale(alpha, x)
+        if self.clip:
+            limited = x0.clamp(-1.0, 1.0)
+            self._clipped[rows] = (limited != x0).flatten(1).float().mean(1)
+            x0 = limited
+        self._eps_rms[rows] = rms(eps)
+        if pooled is not None and self.projection is not None:
+            matrix, mean = self.projection
+            self._features[rows] = (pooled - mean) @ matrix
+        self._x[rows] = x
+        self._x0[rows] = torch.cat((x0.unsqueeze(1), self._x0[rows, :-1]), 1)
+        self._times[rows] = torch.cat((t.double().unsqueeze(1), self._times[rows, :-1]), 1)
+        self._count[rows] += 1
+
+    def x0(self, rows: Tensor) -> Tensor:
+        """The rows' current clean estimates: also the jump to the clean image, which has order 1."""
+        return self._x0[rows, 0]
+
+    def evidence(self, rows: Tensor) -> Evidence:
+        """What the last evaluations showed of these rows."""
+        several = self._count[rows] >= 2
+        x0 = self._x0[rows]
+        lam = self.schedule.lam(self._times[rows, :2])
+        zero = torch.zeros(len(rows), device=self.device)
+        return Evidence(
+            eps_rms=self._eps_rms[rows],
+            x0_change=torch.where(several, rms(x0[:, 0] - x0[:, 1]), zero),
+            lam_change=torch.where(several, (lam[:, 0] - lam[:, 1]).float(), zero),
+            clipped=self._clipped[rows],
+            features=self._features[rows],
+        )
+
+
+def rms(images: Tensor) -> Tensor:
+    """Root mean square over all but the first dimension: (B,)."""
+    return images.flatten(1).square().mean(1).sqrt()
+
+
+__all__ = ["CLEAN", "DiffusionProcess", "rms"]

@@ -1,0 +1,108 @@
+"""Figures: quality against NFE, evaluation rate per timestep, samples side by side from the same noise.
+
+Shapes: M = images; N = points of a grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")  # no window, on any machine
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from stepdrop_rl.comparison import Outcome
+from stepdrop_rl.report.images import image_grid
+
+_COLOURS = {"uniform": "#7f7f7f", "quadratic": "#ff7f0e", "bernoulli": "#8c564b", "full": "#2ca02c"}
+_LEARNED = "#1f77b4"
+_STYLE: dict[str, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 10,
+    "figure.dpi": 110,
+}
+
+
+def colour(name: str) -> str:
+    """One colour per agent, in every figure."""
+    return _COLOURS.get(name, _LEARNED)
+
+
+def quality_against_nfe(
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    floor: float | None,
+    distance: str,
+    num_images: int,
+    dataset: str,
+) -> Figure:
+    """Distance over mean NFE, one line per agent; ``floor`` is the full trajectory's."""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+        for name, points in curves.items():
+            nfe, value = zip(*sorted(points), strict=True)
+            axes.plot(nfe, value, "o-", color=colour(name), label=name, linewidth=1.8, markersize=5)
+        if floor is not None:
+            axes.axhline(floor, color=colour("full"), linestyle="--", linewidth=1.2, label="full trajectory")
+        axes.set_yscale("log")
+        axes.set_xlabel("network evaluations per image (mean)")
+        axes.set_ylabel(f"{distance} (lower is better)")
+        axes.set_title(f"{dataset}: {num_images:,} images per point, same noise", loc="left", fontsize=10)
+        axes.legend(frameon=False)
+    return figure
+
+
+def evaluation_rates(outcomes: Sequence[Outcome]) -> Figure:
+    """How often each grid point is evaluated: one strip per contender, time running from noise to image."""
+    with plt.rc_context(_STYLE | {"axes.grid": False}):
+        figure, panels = plt.subplots(
+            len(outcomes),
+            1,
+            figsize=(6.8, 0.6 + 0.8 * len(outcomes)),
+            sharex=True,
+            layout="constrained",
+            squeeze=False,
+        )
+        start = max(float(o.samples.times[0]) for o in outcomes)
+        for axes, outcome in zip(panels[:, 0], outcomes, strict=True):
+            times = outcome.samples.times
+            rates = outcome.samples.evaluated.float().mean(0)
+            width = start / 64
+            axes.bar(times, rates, width=width, color=colour(outcome.name))
+            axes.set_ylim(0, 1)
+            axes.set_yticks([0, 1])
+            axes.set_xlim(start * 1.02, -start * 0.02)  # as sampling runs: from noise to image
+            axes.set_ylabel(
+                f"{outcome.name}\n{outcome.nfe_mean:.1f}", rotation=0, ha="right", va="center", fontsize=9
+            )
+        panels[0, 0].set_title("share of images evaluated at each timestep", loc="left", fontsize=10)
+        panels[-1, 0].set_xlabel("diffusion time t")
+    return figure
+
+
+def samples_side_by_side(outcomes: Sequence[Outcome], count: int = 12) -> Figure:
+    """One row per contender, one column per noise."""
+    with plt.rc_context(_STYLE | {"axes.grid": False}):
+        figure, panels = plt.subplots(
+            len(outcomes),
+            1,
+            figsize=(0.62 * count + 1.4, 0.68 * len(outcomes)),
+            layout="constrained",
+            squeeze=False,
+        )
+        for axes, outcome in zip(panels[:, 0], outcomes, strict=True):
+            axes.imshow(image_grid(outcome.samples.images[:count], columns=count))
+            axes.set_xticks([])
+            axes.set_yticks([])
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+            axes.set_ylabel(
+                f"{outcome.name}\n{outcome.nfe_mean:.1f}", rotation=0, ha="right", va="center", fontsize=9
+            )
+    return figure

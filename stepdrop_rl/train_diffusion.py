@@ -1,0 +1,163 @@
+"""``python -m stepdrop_rl.train_diffusion``: train a tiny diffusion model."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stepdrop_rl.cli import command
+from stepdrop_rl.config import TrainDiffusionConfig
+
+if TYPE_CHECKING:
+    from stepdrop_rl.diffusion_training import Trainer
+    from stepdrop_rl.models.unet import ModelInfo
+    from stepdrop_rl.tracking import Run
+
+LOG_EVERY = 50
+GRID_IMAGES = 64
+GRID_EVALUATIONS = 25
+
+
+def run(config: TrainDiffusionConfig) -> None:
+    """Train until the declared steps, an interruption or the time limit; leave a checkpoint and a model."""
+    import torch
+
+    from stepdrop_rl.data import load
+    from stepdrop_rl.device import resolve_device
+    from stepdrop_rl.diffusion import NoiseSchedule
+    from stepdrop_rl.diffusion_training import CHECKPOINT, Trainer
+    from stepdrop_rl.grid_ends import default_ends
+    from stepdrop_rl.models.unet import ModelInfo, make_network, save_model
+    from stepdrop_rl.runs import prepare_output, run_folder
+    from stepdrop_rl.tracking import start_run
+
+    device = resolve_device(config.device)
+    data = load(config.data.name, "train", config.data.root)
+    schedule = NoiseSchedule(config.schedule.name, config.schedule.num_train_timesteps, device)
+    folder = prepare_output(
+        config.output,
+        run_folder(config.data.name, "diffusion"),
+        marker=f"{CHECKPOINT}.json",
+        resume=config.resume,
+    )
+    torch.manual_seed(config.seed)  # the network's first weights
+    network = make_network(config.unet, data.shape).to(device)
+    trainer = Trainer(config, network, data.images, schedule)
+    if config.resume:
+        trainer.resume(folder)
+    t_start, t_end = default_ends(schedule)
+    info = ModelInfo(
+        dataset=config.data.name,
+        prediction=config.prediction,
+        schedule=config.schedule,
+        t_start=t_start,
+        t_end=t_end,
+    )
+    with start_run(f"diffusion-{config.data.name}", mode=config.tracking, config=asdict(config)) as tracker:
+        reason = _train(config, trainer, info, folder, tracker)
+        trainer.save(folder)
+        if reason is None and config.choose_ends:
+            info = _with_chosen_ends(config, trainer, info, tracker)
+        save_model(folder / "unet", trainer.ema, info)
+        tracker.log_artifact(folder / "unet" / "stepdrop.json")
+        where = tracker.where()
+    state = "complete" if reason is None else f"stopped by {reason}; --resume goes on"
+    print(f"{folder}: {trainer.step} of {config.steps} steps ({state}); model in {folder / 'unet'}")
+    if where:
+        print(where)
+
+
+def _train(
+    config: TrainDiffusionConfig, trainer: Trainer, info: ModelInfo, folder: Path, tracker: Run
+) -> str | None:
+    """The loop; returns why it stopped early, or None."""
+    import time
+
+    from stepdrop_rl.interrupt import StopRequest
+    from stepdrop_rl.report.progress import progress_bar
+
+    with StopRequest(config.max_minutes) as stop, progress_bar() as bar:
+        task = bar.add_task("training", total=config.steps, completed=trainer.step, note="")
+        began, first = time.monotonic(), trainer.step
+        losses = []
+        while trainer.step < config.steps and not stop:
+            values = trainer.train_step()
+            losses.append(values["loss"])
+            if trainer.step % LOG_EVERY == 0 or trainer.step == config.steps:
+                loss = float(sum(losses)) / len(losses)
+                speed = (trainer.step - first) * config.batch_size / (time.monotonic() - began)
+                losses.clear()
+                metrics = {name: float(value) for name, value in values.items()}
+                tracker.log_metrics(metrics | {"loss": loss, "images_per_second": speed}, trainer.step)
+                bar.update(task, completed=trainer.step, note=f"loss {loss:.4f}  {speed:.0f} images/s")
+            if trainer.step % config.checkpoint_every == 0:
+                trainer.save(folder)
+            if trainer.step % config.sample_every == 0:
+                tracker.log_image(_sample_grid(config, trainer, info), key="samples", step=trainer.step)
+    return stop.reason if trainer.step < config.steps else None
+
+
+def _denoiser(trainer: Trainer, info: ModelInfo):  # type: ignore[no-untyped-def]
+    from stepdrop_rl.models.denoiser import NetworkDenoiser
+
+    channels, height, width = trainer.images.shape[1:]
+    return NetworkDenoiser(
+        trainer.ema, trainer.schedule, prediction=info.prediction, shape=(channels, height, width)
+    )
+
+
+def _sample_grid(config: TrainDiffusionConfig, trainer: Trainer, info: ModelInfo):  # type: ignore[no-untyped-def]
+    import torch
+
+    from agents.fixed import FixedSchedule
+    from stepdrop_rl.engine import Engine
+    from stepdrop_rl.report.images import image_grid
+    from stepdrop_rl.solvers import SOLVERS
+
+    times = torch.linspace(info.t_start, info.t_end, GRID_EVALUATIONS, dtype=torch.float64)
+    engine = Engine(
+        denoiser=_denoiser(trainer, info), solver=SOLVERS.load("multistep")(), times=times, seed=config.seed
+    )
+    return image_grid(engine.sample(FixedSchedule("grid", times), GRID_IMAGES).images)
+
+
+def _with_chosen_ends(
+    config: TrainDiffusionConfig, trainer: Trainer, info: ModelInfo, tracker: Run
+) -> ModelInfo:
+    """Judge full trajectories between candidate ends by the validation extractor, on validation noise."""
+    from stepdrop_rl.grid_ends import Ends, choose_ends
+    from stepdrop_rl.metrics import gather, load_reference
+    from stepdrop_rl.metrics.distances import frechet_distance
+
+    extractor, reference = load_reference(
+        config.data.name, "validation", config.data.root, trainer.schedule.device
+    )
+    num_images = len(reference.features)
+    tried: list[Ends] = []
+
+    def told(ends: Ends) -> None:
+        tried.append(ends)
+        print(f"  t {ends.t_start:6.1f} → {ends.t_end:5.1f}: distance {ends.distance:.3f}", file=sys.stderr)
+
+    best = choose_ends(
+        _denoiser(trainer, info),
+        lambda images: frechet_distance(gather(images, extractor)[0], reference.statistics),
+        seed=config.seed,
+        num_images=num_images,
+        progress=told,
+    )
+    tracker.log_dict(
+        {"candidates": [asdict(ends) for ends in tried], "chosen": asdict(best)}, "grid_ends.json"
+    )
+    return replace(info, t_start=best.t_start, t_end=best.t_end)
+
+
+def main() -> int:
+    """Run the command; return its exit code."""
+    return command(TrainDiffusionConfig, run, "train_diffusion")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
