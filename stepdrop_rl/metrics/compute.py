@@ -43,7 +43,7 @@ def reset_peak_memory(device: torch.device | str) -> None:
 
 
 def peak_memory_mb(device: torch.device | str) -> float:
-    """MiB at the peak: of CUDA tensors since the last reset, else of this process's memory since its start."""
+    """MiB at the peak: of CUDA tensors since the last reset, else of the process's memory in its life."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _MIB
     import resource  # not on Windows

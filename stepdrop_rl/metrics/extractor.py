@@ -82,7 +82,7 @@ class Role:
 ROLES: dict[str, Role] = {
     "reward": Role("train", widths=(16, 20, 24, 32), strides=(1, 2, 2), blocks=1, stem_kernel=3),
     "validation": Role("train", widths=(12, 16, 20, 28), strides=(1, 2, 2), blocks=2, stem_kernel=5),
-    "judge": Role("judge", widths=(16, 16, 24, 32), strides=(1, 2, 1), blocks=1, stem_kernel=3),
+    "judge": Role("judge", widths=(16, 16, 24, 28), strides=(1, 2, 1), blocks=2, stem_kernel=3),
 }
 
 
@@ -118,6 +118,9 @@ class Extractor(nn.Module):
     ``name`` is what metrics are called by: ``fd_<name>``. Never "FID": that is Inception's.
     """
 
+    feature_mean: Tensor  # (D,) of the raw features of real images
+    feature_deviation: Tensor  # (D,)
+
     def __init__(self, config: ExtractorConfig, name: str) -> None:
         super().__init__()
         self.config = config
@@ -152,7 +155,7 @@ class Extractor(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where it takes images."""
-        return self.head.weight.device
+        return self.feature_mean.device
 
     def _depths(self, x: Tensor) -> list[Tensor]:
         """Activations of the stem and of each stage."""

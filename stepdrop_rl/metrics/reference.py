@@ -5,13 +5,16 @@ Images are judged as the files they would become: clamped to [-1, 1] and rounded
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from envs.errors import UserError
+from stepdrop_rl.caches import cache_folder
 from stepdrop_rl.data import load, to_float, to_uint8
 from stepdrop_rl.metrics.base import FeatureExtractor, Reference, measure
 from stepdrop_rl.metrics.distances import statistics
@@ -19,11 +22,25 @@ from stepdrop_rl.metrics.extractor import ROLES, Extractor, load_extractor
 from stepdrop_rl.weights import PathLike, content_hash, load_tensors, save_tensors
 
 BATCH_SIZE = 256
-CACHE_VARIABLE = "STEPDROP_CACHE"
 DISK_CACHE_FROM = 10_000  # images; the features of fewer are made in a moment
 _VERSION = 1  # of what is stored; a change of the meaning of features changes it
 
 _references: dict[str, Reference] = {}
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32 in convolutions, which is CUDA's default: a judge has one opinion on every device."""
+    cudnn: Any = torch.backends.cudnn
+    operations = (cudnn.conv, cudnn.rnn)  # both, or torch sees a contradiction
+    before = [operation.fp32_precision for operation in operations]
+    try:
+        for operation in operations:
+            operation.fp32_precision = "ieee"
+        yield
+    finally:
+        for operation, precision in zip(operations, before, strict=True):
+            operation.fp32_precision = precision
 
 
 @torch.no_grad()
@@ -49,19 +66,12 @@ def gather(
         images = to_uint8(images)
     device = extractor.device
     parts = []
-    # Reduced precision (TF32 on CUDA, autocast) is for making images; a judge has one opinion everywhere.
-    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    with exact, torch.autocast(device.type, enabled=False):
+    with _full_precision(), torch.autocast(device.type, enabled=False):
         for batch in images.split(batch_size):
             features, logits = extractor.features_and_logits(to_float(batch.to(device)))
             parts.append((features.float().cpu(), logits.float().cpu()))
     features, logits = (torch.cat(part) for part in zip(*parts, strict=True))
     return features, logits
-
-
-def cache_folder() -> Path:
-    """``$STEPDROP_CACHE``, else ``~/.cache/stepdrop_rl``."""
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "stepdrop_rl")
 
 
 def _read_cached(path: Path, extractor: str) -> Reference | None:
@@ -97,7 +107,7 @@ def make_reference(
     known = _references.get(key)
     if known is not None and known.extractor == extractor.name:
         return known
-    path = None if cache is None else Path(cache) / "references" / f"{key}.safetensors"
+    path = None if cache is None else Path(cache) / f"{key}.safetensors"
     reference = _read_cached(path, extractor.name) if path else None
     if reference is None:
         features, _ = gather(images, extractor, batch_size)
@@ -117,7 +127,7 @@ def load_reference(
     """Return a role's shipped extractor, on ``device``, and the reference of the real images of its split."""
     extractor = load_extractor(role, dataset)
     images = load(dataset, ROLES[role].split, root).images
-    cache = cache_folder() if len(images) >= DISK_CACHE_FROM else None
+    cache = cache_folder("references") if len(images) >= DISK_CACHE_FROM else None
     extractor.to(device)
     return extractor, make_reference(images, extractor, cache=cache)
 
@@ -128,7 +138,8 @@ def quality(
     """Every metric of generated images (N, C, H, W) in [-1, 1] against real ones.
 
     Returns:
-        ``fd_<extractor>``, ``kid``, ``is_mean``, ``is_std``, ``precision``, ``recall``: the registered metrics.
+        What the registered metrics say: ``fd_<extractor>``, ``kid``, ``is_mean``, ``is_std``, ``precision``,
+        ``recall``.
 
     Raises:
         UserError: The reference is another extractor's, or the images are too few or hold NaN.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from envs.errors import UserError
 from stepdrop_rl.data import ImageData, to_float
 from stepdrop_rl.metrics.extractor import ROLES, Extractor
 
@@ -78,6 +79,8 @@ def fit(
         device: Where the network learns.
         progress: Called after each epoch with its number (from 1) and its loss.
     """
+    if batch_size < 2:
+        raise UserError(f"batch_size must be at least 2 (batch statistics), not {batch_size}")
     generator = torch.Generator().manual_seed(seed * len(ROLES) + list(ROLES).index(role))
     config = ROLES[role].config(data.shape[0], data.num_classes)
     with torch.random.fork_rng(devices=[]):
@@ -94,7 +97,7 @@ def fit(
         losses = []
         for chosen in torch.randperm(len(images), generator=generator).split(batch_size):
             x = augment(images[chosen], generator).to(device)
-            if len(x) > 1:  # batch statistics need two
+            if len(x) > 1:  # the last batch may be a single image
                 loss = nn.functional.cross_entropy(extractor.logits(x), data.labels[chosen].to(device))
                 optimiser.zero_grad()
                 loss.backward()

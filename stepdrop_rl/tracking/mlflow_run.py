@@ -61,7 +61,7 @@ class MlflowSink:
         if self.uri.startswith(("http://", "https://")):
             return f"{self.uri}  (run {self.run_id})"
         # mlflow ui looks at ./mlflow.db, whatever MLFLOW_TRACKING_URI says.
-        elsewhere = f" --backend-store-uri {self.uri}" if "MLFLOW_TRACKING_URI" in os.environ else ""
+        elsewhere = f" --backend-store-uri {self.uri}" if os.environ.get("MLFLOW_TRACKING_URI") else ""
         return f"mlflow ui{elsewhere}  (then http://127.0.0.1:5000)"
 
 

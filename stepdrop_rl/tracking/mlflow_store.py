@@ -80,6 +80,8 @@ def _create_database(uri: str) -> None:
         if path.exists():
             return
         print(f"tracking: creating the MLflow database {path} (some seconds, only once)", file=sys.stderr)
+        for left in path.parent.glob(f"{path.name}.*.tmp"):  # by a process that was killed at it
+            left.unlink()
         ending = f".{secrets.token_hex(4)}.tmp"
         beside = path.with_name(path.name + ending)
         try:

@@ -61,7 +61,8 @@ class SpoolSink:
     def __init__(self, header: Header, root: Path = ROOT) -> None:
         self.root = root
         self.folder = root / header.id
-        (self.folder / ARTIFACTS).mkdir(parents=True)
+        self._artifacts = (self.folder / ARTIFACTS).absolute()  # the current folder may change
+        self._artifacts.mkdir(parents=True)
         beside = self.folder / f".{LINES}.tmp"
         self._file = beside.open("x", encoding="utf-8")
         lock(self._file)  # before anyone can see the file
@@ -83,7 +84,7 @@ class SpoolSink:
         self._file.flush()
 
     def _keep(self, artifact: Artifact) -> None:
-        target = self.folder / ARTIFACTS / artifact.path
+        target = self._artifacts / artifact.path
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f".{secrets.token_hex(4)}.tmp")
         try:
