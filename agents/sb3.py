@@ -155,7 +155,8 @@ class Learner:
         model._setup_learn(0, None, False)
         torch.set_rng_state(tensors["generator.torch"])
         numbers = tensors["generator.numpy"].numpy().astype(np.uint32)
-        np.random.set_state(("MT19937", numbers, int(tensors["generator.numpy_position"])))
+        position = int(tensors["generator.numpy_position"])
+        np.random.set_state(("MT19937", numbers, position, 0, 0.0))
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

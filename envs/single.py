@@ -76,7 +76,7 @@ class StepDropEnv(gymnasium.Env[Observation, np.int64]):
         assert core.walk.process.num_rows == 1
         self.core = core
         self.render_mode = render_mode
-        self.observation_space = single_observation_space(core)
+        self.observation_space = single_observation_space(core)  # type: ignore[assignment]
         self.action_space = single_action_space()
         self._seeded = False
 

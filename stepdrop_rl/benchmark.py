@@ -41,7 +41,9 @@ def run(config: BenchmarkConfig) -> None:
     with start_run(f"benchmark-{config.data.name}", mode=config.tracking, config=asdict(config)) as tracker:
         for name in config.parts:
             rows = results[name] = parts[name](config)
-            print_table(list(rows[0]), [[_text(value) for value in row.values()] for row in rows], f"\n{name}")
+            print_table(
+                list(rows[0]), [[_text(value) for value in row.values()] for row in rows], f"\n{name}"
+            )
             numbers = {f"{name}/{row['what']}": float(row["ratio"]) for row in rows if "ratio" in row}
             tracker.log_metrics(numbers)
         tracker.log_dict(results, "benchmark.json")
@@ -53,7 +55,9 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def interleaved(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[float, float, float]:
+def interleaved(
+    first: Callable[[], Any], second: Callable[[], Any], repeats: int
+) -> tuple[float, float, float]:
     """Median seconds of both, and the median of their ratios pair by pair: drift hits both alike."""
     first(), second()  # warm
     pairs = []
@@ -150,7 +154,7 @@ def measure_engine(config: BenchmarkConfig) -> list[Row]:
 
 
 def measure_policy(config: BenchmarkConfig) -> list[Row]:
-    """PPO with the defaults, several training seeds, against the best simple schedule at the same mean NFE."""
+    """PPO with the defaults, over training seeds, against the best simple schedule at the same mean NFE."""
     from stepdrop_rl.config import EvaluateConfig, TrainPolicyConfig
     from stepdrop_rl.evaluate import compare, make_arena
     from stepdrop_rl.runs import run_folder
@@ -197,7 +201,11 @@ def measure_policy(config: BenchmarkConfig) -> list[Row]:
         rows.append(_policy_row(f"ppo, {len(learned)} seeds", learned, distance))
     rows += [_policy_row(name, [outcome], distance) for name, outcome in others.items()]
     best = min(
-        (outcome.estimates[distance].mean for name, outcome in others.items() if name in ("uniform", "quadratic")),
+        (
+            outcome.estimates[distance].mean
+            for name, outcome in others.items()
+            if name in ("uniform", "quadratic")
+        ),
         default=float("nan"),
     )
     for row in rows:

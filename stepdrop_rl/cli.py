@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
 import yaml
+from jsonargparse import ActionConfigFile
 
 from envs.errors import UserError
 from envs.registry import unknown_name
@@ -32,9 +33,7 @@ class _Parser(jsonargparse.ArgumentParser):
 
 def _parser(config_class: type, prog: str) -> _Parser:
     parser = _Parser(prog=f"python -m stepdrop_rl.{prog}", description=_summary(config_class))
-    parser.add_argument(
-        "--config", action=jsonargparse.ActionConfigFile, help="YAML file, below all options."
-    )
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file, below all options.")
     parser.add_class_arguments(config_class)
     return parser
 

@@ -26,7 +26,17 @@ from stepdrop_rl.weights import load_into, load_weights, save_weights
 CHECKPOINT = "checkpoint"
 
 # What a resumed run may change without changing its numbers.
-_FREE = ("output", "resume", "max_minutes", "tracking", "json", "checkpoint_every", "sample_every", "device")
+_FREE = (
+    "output",
+    "resume",
+    "max_minutes",
+    "tracking",
+    "json",
+    "device",
+    "checkpoint_every",
+    "sample_every",
+    "choose_ends",
+)
 
 
 def epoch_order(num_images: int, epoch: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
@@ -117,7 +127,8 @@ class Trainer:
     @torch.no_grad()
     def _update_ema(self) -> None:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))  # forgets the random start
-        averaged, current = list(self.ema.parameters()), list(self.network.parameters())
+        averaged: list[Tensor] = list(self.ema.parameters())
+        current: list[Tensor] = list(self.network.parameters())
         torch._foreach_lerp_(averaged, current, 1 - decay)
         for mean, value in zip(self.ema.buffers(), self.network.buffers(), strict=True):
             mean.copy_(value)

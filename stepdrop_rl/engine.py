@@ -88,7 +88,10 @@ class Engine:
     ) -> Samples:
         """Draw images ``first_image …``; ``progress`` is told how many each batch added."""
         times = self.grid(agent)
-        images, nfe, evaluated, seconds = [], [], [], []
+        images: list[Tensor] = []
+        nfe: list[Tensor] = []
+        evaluated: list[Tensor] = []
+        seconds = []
         for start in range(first_image, first_image + num_images, self.batch_size):
             size = min(self.batch_size, first_image + num_images - start)
             began = time.perf_counter()

@@ -116,7 +116,8 @@ def _in_batches(extractor: torch.nn.Module, images: Tensor, size: int = 512) -> 
 @lru_cache(maxsize=4)
 def _shared_world(model: str, device: str, settings: tuple[tuple[str, Any], ...]) -> World:
     """256 single environments share one network and one bank."""
-    config = EnvConfig(**{k: dict(v) if k == "reward" else v for k, v in settings})
+    values: dict[str, Any] = {k: dict(v) if k == "reward" else v for k, v in settings}
+    config = EnvConfig(**values)
     return make_world(config, model=load_model(model, resolve_device(device)))
 
 

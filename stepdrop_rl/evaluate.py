@@ -39,8 +39,8 @@ def run(config: EvaluateConfig) -> None:
         header, rows = comparison_rows(outcomes, distance)
         per_block = config.num_samples // config.blocks
         title = (
-            f"{config.data.name}, solver {arena.solver}: {config.num_samples:,} images in {config.blocks} blocks "
-            f"of {per_block:,}, ± standard error; difference paired with {outcomes[0].name}"
+            f"{config.data.name}, solver {arena.solver}: {config.num_samples:,} images in {config.blocks} "
+            f"blocks of {per_block:,}, ± standard error; difference paired with {outcomes[0].name}"
         )
         ids = [_log_outcome(config, tracker, outcome) for outcome in outcomes]
         found = records(outcomes, arena, git_commit=git_commit(), run_ids=ids)
@@ -190,7 +190,7 @@ def judge_distance(arena: Arena, images: Any) -> float:
 def draw_curves(
     config: EvaluateConfig, arena: Arena, requested: Contender, outcomes: Sequence[Outcome]
 ) -> dict[str, list[tuple[float, float]]]:
-    """(mean NFE, distance) at the budgets of ``config.curve``; budgets out of a policy's reach are left out."""
+    """(mean NFE, distance) at ``config.curve``'s budgets; those out of a policy's reach are left out."""
     from agents.policy import LearnedPolicy
     from envs.errors import UserError
     from stepdrop_rl.report.progress import progress_bar

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from stepdrop_rl.cli import command
 from stepdrop_rl.config import SampleConfig
@@ -34,7 +35,7 @@ def run(config: SampleConfig) -> None:
     file = io.BytesIO()
     Image.fromarray(grid).save(file, format="PNG")
     path = write_bytes(config.output, file.getvalue())
-    record = {
+    record: dict[str, Any] = {
         "policy": contender.agent.name,
         "solver": arena.solver,
         "num_samples": config.num_samples,

@@ -230,8 +230,9 @@ class _Session:
         best = min(self.history, key=lambda entry: entry["score"])
         state = "" if self.reason is None else f" (stopped by {self.reason}; --resume goes on)"
         spent = ", ".join(f"{price:.3g} → {nfe:.2f}" for price, nfe, _ in best["table"])
+        done = f"{self.decisions:,} of {config.decisions:,} decisions in {self.seconds:.0f} s"
         return (
-            f"{self.folder}: {self.decisions:,} of {config.decisions:,} decisions in {self.seconds:.0f} s{state}\n"
+            f"{self.folder}: {done}{state}\n"
             f"the validation judge preferred the policy of {best['decisions']:,} decisions: it is kept\n"
             f"price → evaluations per image: {spent}"
         )

@@ -20,7 +20,7 @@ from stepdrop_rl.report.images import image_grid
 
 _COLOURS = {"uniform": "#7f7f7f", "quadratic": "#ff7f0e", "bernoulli": "#8c564b", "full": "#2ca02c"}
 _LEARNED = "#1f77b4"
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

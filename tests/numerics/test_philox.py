@@ -168,4 +168,6 @@ def test_roles_streams_seeds_and_images_do_not_alias() -> None:
 
 
 def test_a_draw_repeats() -> None:
-    torch.testing.assert_close(draw(seed=5, image=3, time=2.5), draw(seed=5, image=3, time=2.5), rtol=0, atol=0)
+    torch.testing.assert_close(
+        draw(seed=5, image=3, time=2.5), draw(seed=5, image=3, time=2.5), rtol=0, atol=0
+    )
