@@ -236,9 +236,9 @@ def _policy_row(what: str, outcomes: Sequence[Outcome], distance: str) -> Row:
     }
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return command(BenchmarkConfig, run, "benchmark")
+    return command(BenchmarkConfig, run, "benchmark", argv)
 
 
 if __name__ == "__main__":

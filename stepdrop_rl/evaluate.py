@@ -223,9 +223,9 @@ def git_commit() -> str:
     return standard_tags().get("mlflow.source.git.commit", "")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return command(EvaluateConfig, run, "evaluate")
+    return command(EvaluateConfig, run, "evaluate", argv)
 
 
 if __name__ == "__main__":

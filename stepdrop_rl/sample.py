@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from stepdrop_rl.cli import command
@@ -54,9 +55,9 @@ def run(config: SampleConfig) -> None:
     )
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return command(SampleConfig, run, "sample")
+    return command(SampleConfig, run, "sample", argv)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,9 +155,9 @@ def _with_chosen_ends(
     return replace(info, t_start=best.t_start, t_end=best.t_end)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return command(TrainDiffusionConfig, run, "train_diffusion")
+    return command(TrainDiffusionConfig, run, "train_diffusion", argv)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,9 +82,9 @@ def _output(config: TrainExtractorConfig) -> Path:
     return prepare_output(config.output, default, marker=marker, resume=False)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return command(TrainExtractorConfig, run, "train_extractor")
+    return command(TrainExtractorConfig, run, "train_extractor", argv)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -244,9 +245,9 @@ def _identity(config: TrainPolicyConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if key not in free}
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return command(TrainPolicyConfig, run, "train_policy")
+    return command(TrainPolicyConfig, run, "train_policy", argv)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,8 @@ class ExtractorConfig:
     stem_kernel: int = 3
 
     def __post_init__(self) -> None:
+        for name in ("widths", "strides"):  # lists, where they come from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.widths) != len(self.strides) + 1 or min(*self.widths, *self.strides, self.blocks) < 1:
             raise UserError("an extractor needs one width for its stem and a width and a stride per stage")
 

@@ -29,7 +29,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_trains_saves_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _train("--role", "judge", "--seed", "3", "--json", "out/result.json") == 0
+    assert _train("--epochs", "8", "--role", "judge", "--seed", "3", "--json", "out/result.json") == 0
     folder = Path("runs/digits/extractor-judge")
     extractor = load_extractor(folder)
     (record,) = json.loads(Path("out/result.json").read_text())["records"]
@@ -110,5 +110,6 @@ def test_help_is_quick() -> None:
     shown = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True)
     assert "--role {reward,validation,judge}" in shown.stdout
     assert time.perf_counter() - began < 3  # 0.3 s where nothing else runs; torch alone would take as long
-    heavy = "import sys, stepdrop_rl.train_extractor; assert not {'torch', 'sklearn', 'mlflow'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", heavy], cwd=root, check=True)
+    light = "assert not {'torch', 'sklearn', 'mlflow'} & set(sys.modules)"
+    code = f"import sys, stepdrop_rl.train_extractor; {light}"
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)

@@ -124,7 +124,7 @@ def test_damaged_weights_are_one_line_that_names_the_file(tmp_path: Path, damage
 def test_missing_and_malformed_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*absent\.json: No such file"):
         weights.read_json(tmp_path / "absent.json")
-    with pytest.raises(UserError, match="cannot read .*: Is a directory"):
+    with pytest.raises(UserError, match=r"cannot read .*: Is a directory"):
         weights.load_tensors(tmp_path)
     for text, complaint in [("{", "damaged"), ("[1]", "must hold a JSON object, not a list")]:
         path = weights.write_text(tmp_path / "bad.json", text)
@@ -158,7 +158,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="cannot write .*note: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot write .*note: No space left on device"):
         weights.write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

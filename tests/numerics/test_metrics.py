@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,7 +99,7 @@ def test_distances_grow_with_the_damage(halves: Halves, damage: str) -> None:
     values = [halves.of(images) for images in (x, *worse)]
     for metric in ("fd", "kid"):
         series = [value[metric] for value in values]
-        assert all(a < b for a, b in zip(series, series[1:], strict=False)), f"{metric}: {series}"
+        assert all(a < b for a, b in itertools.pairwise(series)), f"{metric}: {series}"
     assert values[-1]["fd"] > 4 * values[0]["fd"]
 
 
@@ -428,11 +430,9 @@ def test_flops_by_hand(batch: int) -> None:
 
 
 def test_memory_and_time() -> None:
-    before = compute.peak_memory_mb("cpu")
-    ballast = torch.ones(2**26)  # 256 MiB
-    assert 10 < before < 1e6
-    assert compute.peak_memory_mb("cpu") >= before
-    assert len(ballast)
+    ballast = torch.ones(2**26)  # 256 MiB of float32
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
+    assert ballast.nbytes / 2**20 < compute.peak_memory_mb("cpu") < installed
     assert compute.percentile([4.0, 1.0, 2.0, 3.0], 50) == 2.5
     assert compute.percentile([0.0, 10.0], 95) == pytest.approx(9.5)
     found = compute.latency(lambda: time.sleep(0.003), repeats=5, warmup=1)

@@ -1,0 +1,166 @@
+"""The commands, end to end and for real, in small sizes."""
+
+import importlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from stepdrop_rl.weights import load_tensors, read_json
+
+TINY_ENV = ["--env.bank-size", "64", "--env.teacher-steps", "8", "--env.num-decisions", "6"]
+TINY_POLICY = [
+    *TINY_ENV,
+    "--num-envs", "16", "--decisions", "240", "--judge-every", "160", "--judge-samples", "32",
+    "--hyperparameters", "{batch_size: 40, n_epochs: 2}", "--tracking", "none",
+]  # fmt: skip
+TINY_DIFFUSION = [
+    "--unet.channels", "[8,8]", "--unet.head-dim", "8", "--batch-size", "8", "--warmup-steps", "2",
+    "--choose-ends", "false", "--tracking", "none",
+]  # fmt: skip
+
+
+def call(name, *argv):
+    return importlib.import_module(f"stepdrop_rl.{name}").main([str(a) for a in argv])
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STEPDROP_CACHE", str(tmp_path / "cache"))
+
+
+def equal_tensors(a, b):
+    first, second = load_tensors(a), load_tensors(b)
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_train_policy_then_evaluate_then_resume(capsys):
+    assert call("train_policy", *TINY_POLICY) == 0
+    assert "price → evaluations per image" in capsys.readouterr().out
+    folder = Path("runs/digits/ppo")
+    policy = read_json(folder / "policy.json")
+    for field in ("observation_version", "times", "solver", "model_hash", "price_table", "num_features"):
+        assert field in policy
+    argv = [
+        "--policy",
+        "ppo",
+        "--price",
+        "0.05",
+        "--num-samples",
+        "60",
+        "--blocks",
+        "2",
+        "--batch-size",
+        "32",
+    ]
+    argv += ["--curve", "[]", "--tracking", "none", "--json", "r.json"]
+    assert call("evaluate", *argv) == 0
+    table = capsys.readouterr().out
+    records = json.loads(Path("r.json").read_text())["records"]
+    assert [r["policy"] for r in records] == ["ppo", "uniform", "quadratic", "bernoulli", "full"]
+    for record in records:
+        assert record["policy"] in table
+        for field in (
+            "solver dataset num_samples seed nfe_mean nfe_std fd_digits_judge is_mean is_std kid precision recall "
+            "teacher_mse images_per_second latency_ms_p50 peak_memory_mb gflops_per_image device git_commit "
+            "mlflow_run_id"
+        ).split():
+            assert field in record, field
+    assert records[-1]["teacher_mse"] == 0
+    # more decisions: the same run goes on
+    assert call("train_policy", *TINY_POLICY, "--decisions", "400", "--resume") == 0
+    assert "400" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c"])
+def test_a_resumed_policy_run_goes_through_the_same_numbers(algo):
+    argv = [*TINY_POLICY, "--algo", algo, "--judge-every", "80"]
+    if algo == "a2c":
+        argv += ["--hyperparameters", "{}"]
+    assert call("train_policy", *argv, "--output", "whole") == 0
+    assert call("train_policy", *argv, "--decisions", "160", "--output", "parts") == 0
+    assert call("train_policy", *argv, "--output", "parts", "--resume") == 0
+    assert equal_tensors("whole/state.safetensors", "parts/state.safetensors")
+
+
+def test_dqn_learns_and_acts(capsys):
+    argv = [*TINY_POLICY, "--algo", "dqn", "--hyperparameters", "{learning_starts: 32, batch_size: 16}"]
+    assert call("train_policy", *argv) == 0
+    argv = ["--policy", "dqn", "--price", "0.1", "--num-samples", "16", "--tracking", "none"]
+    assert call("sample", *argv) == 0
+    assert Path("samples.png").stat().st_size > 0
+
+
+def test_an_earlier_default_run_is_moved_aside(capsys):
+    assert call("train_policy", *TINY_POLICY) == 0
+    first = Path("runs/digits/ppo/policy.safetensors").read_bytes()
+    assert call("train_policy", *TINY_POLICY, "--seed", "1") == 0
+    assert Path("runs/digits/ppo-1/policy.safetensors").read_bytes() == first
+    assert call("train_policy", *TINY_POLICY, "--output", "runs/digits/ppo") == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_training_diffusion_resumes_to_the_same_weights():
+    argv = [*TINY_DIFFUSION, "--steps", "8"]
+    assert call("train_diffusion", *argv, "--output", "whole") == 0
+    assert (
+        call("train_diffusion", *argv, "--output", "parts", "--max-minutes", "0", "--checkpoint-every", "3")
+        == 0
+    )
+    assert read_json("parts/checkpoint.json")["step"] < 8
+    assert call("train_diffusion", *argv, "--output", "parts", "--resume") == 0
+    assert equal_tensors("whole/checkpoint.safetensors", "parts/checkpoint.safetensors")
+    assert call("sample", "--model", "whole/unet", "--policy", "quadratic", "--tracking", "none") == 0
+
+
+def test_ctrl_c_keeps_the_last_step():
+    argv = [sys.executable, "-m", "stepdrop_rl.train_diffusion", *TINY_DIFFUSION, "--steps", "100000"]
+    process = subprocess.Popen([*argv, "--output", "run", "--checkpoint-every", "5"], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not Path("run/checkpoint.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 0
+    assert "SIGINT" in error
+    assert "Traceback" not in error
+    assert read_json("run/checkpoint.json")["step"] > 5
+    assert Path("run/unet/stepdrop.json").exists()
+
+
+def test_a_config_file_lies_below_the_command_line(capsys):
+    Path("c.yaml").write_text("seed: 3\nsample: {num_samples: 4, target_nfe: 3, output: from_file.png}\n")
+    argv = ["--config", "c.yaml", "--policy", "uniform", "--tracking", "none", "--json", "r.json"]
+    assert call("sample", *argv, "--target-nfe", "2") == 0
+    record = json.loads(Path("r.json").read_text())
+    assert record["output"] == "from_file.png"
+    assert record["num_samples"] == 4
+    assert record["nfe_mean"] == 2
+
+
+def test_a_schedule_file_runs_unrounded():
+    times = [900.25, 500.5, 30.125]
+    Path("mine.json").write_text(json.dumps({"schema": "stepdrop_rl.schedule/1", "times": times}))
+    argv = ["--policy", "mine.json", "--num-samples", "4", "--tracking", "none", "--json", "r.json"]
+    assert call("sample", *argv) == 0
+    assert json.loads(Path("r.json").read_text())["nfe_mean"] == 3
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in Path(__file__).parents[2].glob("configs/*.yaml")))
+def test_shipped_configs_hold_only_known_keys(name):
+    from stepdrop_rl import cli, config
+
+    path = str(Path(__file__).parents[2] / "configs" / name)
+    for command, settings in {
+        "train_diffusion": config.TrainDiffusionConfig,
+        "train_policy": config.TrainPolicyConfig,
+        "evaluate": config.EvaluateConfig,
+    }.items():
+        cli.parse(settings, command, ["--config", path])

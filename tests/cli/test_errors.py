@@ -1,0 +1,168 @@
+"""What a person gets wrong: one line on stderr, exit code 2, nothing half-written."""
+
+import importlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stepdrop_rl.cli import COMMANDS
+from stepdrop_rl.models.unet import PRETRAINED
+
+QUICK = ["--tracking", "none"]
+
+
+def call(name, *argv):
+    return importlib.import_module(f"stepdrop_rl.{name}").main(list(argv))
+
+
+def fails_with_one_line(capsys, name, *argv):
+    assert call(name, *argv) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.count("\n") == 0, error
+    assert error.startswith(f"{name}: ")
+    return error
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_quick_and_complete(name):
+    best = min(_help_seconds(name) for _ in range(2))
+    assert best < 1.0 * _slowness()
+
+
+def _help_seconds(name):
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", f"stepdrop_rl.{name}", "--help"], capture_output=True, text=True, check=True
+    )
+    for option in ("--seed", "--device", "--data.name", "--tracking", "--json", "--config"):
+        assert option in done.stdout
+    return time.perf_counter() - began
+
+
+def _slowness():
+    """How much slower this machine is at the moment than 60 ms for starting Python (never below 1)."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "pass"], check=True)
+    return max(1.0, (time.perf_counter() - began) / 0.06)
+
+
+@pytest.mark.parametrize(
+    "name, argv, expected",
+    [
+        ("train_policy", ["--env.prise", "1"], "did you mean '--env.price'?"),
+        ("train_policy", ["--env.price", "-1"], "must not be negative"),
+        ("train_policy", ["--env.num-decisions", "5000"], "larger than the model's T = 1000"),
+        ("train_policy", ["--env.solver", "multistp"], "did you mean 'multistep'?"),
+        ("train_policy", ["--env.reward", "{witnes: 1}"], "did you mean 'witness'?"),
+        ("train_policy", ["--algo", "pppo"], "did you mean 'ppo'?"),
+        ("train_policy", ["--hyperparameters", "{n_epoch: 3}"], "did you mean 'n_epochs'?"),
+        ("train_policy", ["--env.num_features", "4000"], "64 channels"),
+        ("train_policy", ["--seed", "-1"], "seed must be in"),
+        ("train_policy", ["--seed", "one"], "seed"),
+        ("train_policy", ["--resume"], "nothing to resume"),
+        ("train_policy", ["--data.name", "digit"], "did you mean 'digits'?"),
+        ("train_policy", ["--model", "nowhere"], "no model 'nowhere'"),
+        ("evaluate", ["--policy", "unifrm"], "did you mean 'uniform'?"),
+        ("evaluate", ["--solver", "dimm", "--policy", "uniform"], "did you mean 'ddim'?"),
+        ("evaluate", ["--baselines", "[quadratik]"], "did you mean 'quadratic'?"),
+        ("evaluate", ["--target-nfe", "0.5"], "target_nfe must be at least 1"),
+        ("evaluate", ["--price", "-0.1"], "price must not be negative"),
+        ("evaluate", ["--price", "0.1", "--policy", "uniform"], "--price is for learned policies"),
+        ("evaluate", ["--num-samples", "7"], "multiple of blocks"),
+        ("evaluate", ["--policy", "ppo", "--solver", "ddim"], "was trained with solver 'multistep'"),
+        ("evaluate", ["--policy", "ppo", "--target-nfe", "90"], "out of reach"),
+        ("evaluate", ["--policy", "dqn"], "run python -m stepdrop_rl.train_policy --algo dqn"),
+        ("train_diffusion", ["--schedule.name", "cosin"], "did you mean 'cosine'?"),
+        ("train_diffusion", ["--steps", "0"], "steps must be positive"),
+        ("train_diffusion", ["--unet.channels", "[8,8,8,8,8]", "--unet.attention", "[0,0,0,0,0]"], "halved"),
+        ("train_extractor", ["--role", "critic"], "role"),
+        ("sample", ["--num-samples", "0"], "num_samples must be positive"),
+        ("benchmark", ["--parts", "[engin]"], "did you mean 'engine'?"),
+        ("evaluate", ["nonsense"], "unexpected argument 'nonsense'"),
+        ("evaluate", ["--policy"], "--policy needs a value"),
+        ("evaluate", ["--config", "absent.yaml"], "cannot read config absent.yaml"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_mistakes(capsys, name, argv, expected):
+    assert expected in fails_with_one_line(capsys, name, *argv, *QUICK)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_gpu_is_said(capsys, name):
+    import torch
+
+    if torch.cuda.is_available():
+        argv = ["--device", f"cuda:{torch.cuda.device_count()}"]
+    else:
+        argv = ["--device", "cuda"]
+    assert "no GPU for --device cuda" in fails_with_one_line(capsys, name, *argv, *QUICK)
+
+
+def test_config_keys_are_checked(capsys, tmp_path):
+    (tmp_path / "c.yaml").write_text("evaluate: {num_sample: 5}\n")
+    assert "did you mean 'num_samples'?" in fails_with_one_line(capsys, "evaluate", "--config", "c.yaml")
+    (tmp_path / "d.yaml").write_text("evaluate: [")
+    assert "is not YAML" in fails_with_one_line(capsys, "evaluate", "--config", "d.yaml")
+
+
+def test_a_folder_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    error = fails_with_one_line(capsys, "train_policy", "--output", "file/below", *QUICK)
+    assert "cannot write" in error
+
+
+def copy_of(folder, to):
+    to.mkdir(parents=True)
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    return to
+
+
+@pytest.mark.parametrize("file", ["policy.safetensors", "policy.json"])
+def test_a_damaged_policy(capsys, tmp_path, file):
+    folder = copy_of(PRETRAINED / "digits" / "policies" / "ppo", tmp_path / "p")
+    data = (folder / file).read_bytes()
+    (folder / file).write_bytes(data[: len(data) // 2])
+    assert "damaged" in fails_with_one_line(capsys, "evaluate", "--policy", "p", *QUICK)
+
+
+def test_a_policy_for_another_model(capsys, tmp_path):
+    folder = copy_of(PRETRAINED / "digits" / "policies" / "ppo", tmp_path / "p")
+    raw = json.loads((folder / "policy.json").read_text())
+    (folder / "policy.json").write_text(json.dumps(raw | {"model_hash": "0" * 16}))
+    assert "trained for another model" in fails_with_one_line(capsys, "evaluate", "--policy", "p", *QUICK)
+
+
+def test_a_damaged_model(capsys, tmp_path):
+    folder = copy_of(PRETRAINED / "digits" / "unet", tmp_path / "m")
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    error = fails_with_one_line(capsys, "sample", "--model", "m", "--policy", "uniform", *QUICK)
+    assert "cannot load the network" in error
+    assert not Path("samples.png").exists()
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("{", "damaged"),
+        ('{"schema": "stepdrop_rl.schedule/1", "times": [10, 20]}', "must descend"),
+        ('{"schema": "stepdrop_rl.schedule/1", "times": [2000, 20]}', "must lie in"),
+        ('{"schema": "other", "times": [20, 10]}', "schema"),
+    ],
+)
+def test_a_wrong_schedule_file(capsys, tmp_path, text, expected):
+    (tmp_path / "s.json").write_text(text)
+    assert expected in fails_with_one_line(capsys, "sample", "--policy", "s.json", *QUICK)

@@ -1,0 +1,57 @@
+"""Every name in every registry stands for something that keeps its family's contract."""
+
+import pytest
+import torch
+
+from agents import ALGORITHMS, BASELINES
+from agents.base import Budget
+from envs.errors import UserError
+from envs.registry import Registry
+from envs.rewards import REWARDS
+from stepdrop_rl.data import DATASETS
+from stepdrop_rl.diffusion import SCHEDULES
+from stepdrop_rl.metrics import METRICS
+from stepdrop_rl.solvers import SOLVERS
+
+REGISTRIES = [ALGORITHMS, BASELINES, REWARDS, DATASETS, SCHEDULES, METRICS, SOLVERS]
+NAMES = [(registry, name) for registry in REGISTRIES for name in registry]
+
+
+@pytest.mark.parametrize("registry, name", NAMES, ids=[f"{r.kind}-{n}" for r, n in NAMES])
+def test_every_name_loads_something_that_says_what_it_is(registry: Registry, name: str):
+    thing = registry.load(name)
+    assert callable(thing)
+    assert (thing.__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=[r.kind for r in REGISTRIES])
+def test_a_near_miss_is_answered_with_the_nearest_name(registry: Registry):
+    name = next(iter(registry))
+    with pytest.raises(UserError) as caught:
+        registry.load(f"{name}x")
+    line = str(caught.value)
+    assert "\n" not in line
+    assert registry.kind in line
+    assert f"did you mean '{name}'" in line
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+@pytest.mark.parametrize("nfe", [1, 2, 5, 7.3, 32])
+def test_baselines_are_made_from_a_budget(name: str, nfe: float):
+    agent = BASELINES.load(name)(Budget(nfe, 980.0, 20.0, 32))
+    p = agent.probabilities(torch.empty(5, 0))
+    assert p.shape == (5,)
+    assert bool(((p >= 0) & (p <= 1)).all())
+    if agent.times is None:
+        assert 1 + 31 * float(p[0]) == pytest.approx(nfe)
+    else:
+        assert len(agent.times) == -(-nfe // 1)
+        assert float(agent.times[0]) == 980.0
+        assert len(agent.times) == 1 or float(agent.times[-1]) == pytest.approx(20.0)
+        assert bool((agent.times.diff() < 0).all())
+
+
+def test_quadratic_is_denser_at_the_end():
+    times = BASELINES.load("quadratic")(Budget(6, 900.0, 4.0, 32)).times
+    roots = times.sqrt()
+    torch.testing.assert_close(roots.diff(), torch.full((5,), (2.0 - 30.0) / 5, dtype=torch.float64))
