@@ -85,6 +85,7 @@ class UNetConfig:
         attention: Whether each level attends (same length as channels).
         head_dim: Channels per attention head.
         unshuffle: Side of the pixel blocks that become channels first (1: none).
+        dropout: Share of a residual block's activations dropped in training.
     """
 
     channels: list[int] = field(default_factory=lambda: [32, 64])
@@ -92,6 +93,7 @@ class UNetConfig:
     attention: list[bool] = field(default_factory=lambda: [False, True])
     head_dim: int = 16
     unshuffle: int = 1
+    dropout: float = 0.1
 
     def __post_init__(self) -> None:
         _require(
@@ -128,7 +130,7 @@ class TrainDiffusionConfig(CommonConfig):
 
     output: str | None = None
     resume: bool = False
-    steps: int = 20_000
+    steps: int = 6_000
     max_minutes: float | None = None
     batch_size: int = 128
     learning_rate: float = 1e-3

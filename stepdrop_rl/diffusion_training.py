@@ -24,6 +24,7 @@ from stepdrop_rl.models.unet import autocast_type
 from stepdrop_rl.weights import load_into, load_weights, save_weights
 
 CHECKPOINT = "checkpoint"
+_STEPS_PER_SEED = 1 << 24
 
 # What a resumed run may change without changing its numbers.
 _FREE = (
@@ -109,6 +110,7 @@ class Trainer:
         x0, t, eps = self.batch(self.step)
         x_t = q_sample(self.schedule, x0, t, eps)
         device = self.images.device.type
+        torch.manual_seed(c.seed * _STEPS_PER_SEED + self.step)  # dropout's masks, resumed or not
         with torch.autocast(device, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None):
             output = self.network(x_t, t.float()).sample
         wanted = target(self.schedule, c.prediction, x0, t, eps)

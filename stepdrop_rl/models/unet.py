@@ -84,6 +84,7 @@ def make_network(config: UNetConfig, shape: tuple[int, int, int]) -> nn.Module:
         up_block_types=tuple(up),
         attention_head_dim=config.head_dim,
         norm_num_groups=8,
+        dropout=config.dropout,
     )
     return unet if folds == 1 else PixelUnshuffledUNet(folds, dict(unet.config))
 

@@ -1,0 +1,337 @@
+"""The sampling engine: image i whatever its batch, calls that hold only who evaluates, budgets that are kept."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agents import BASELINES
+from agents.base import Agent, Budget
+from agents.fixed import FixedSchedule
+from agents.stochastic import Bernoulli
+from envs.errors import UserError
+from envs.observation import ENTRIES
+from envs.philox import Role, Stream, normal, uniform
+from stepdrop_rl.config import UNetConfig
+from stepdrop_rl.diffusion import NoiseSchedule
+from stepdrop_rl.engine import Engine, Samples
+from stepdrop_rl.models.analytic import GaussianMixture
+from stepdrop_rl.models.denoiser import Denoiser, NetworkDenoiser
+from stepdrop_rl.models.unet import make_network
+from stepdrop_rl.solvers import SOLVERS
+
+SHAPE = (1, 8, 8)
+T_START, T_END = 930.0, 15.5
+GRID = torch.linspace(T_START, T_END, 10, dtype=torch.float64)
+SEED = 77
+
+every_solver = pytest.mark.parametrize("solver", sorted(SOLVERS))
+
+
+def unet() -> nn.Module:
+    torch.manual_seed(0)
+    tiny = UNetConfig(channels=[8, 16], attention=[False, True], head_dim=8)
+    return make_network(tiny, SHAPE).eval().requires_grad_(False)
+
+
+def network(pad_to: int | None = None) -> NetworkDenoiser:
+    schedule = NoiseSchedule("cosine", 1000)
+    return NetworkDenoiser(unet(), schedule, prediction="epsilon", shape=SHAPE, pad_to=pad_to)
+
+
+def mixture() -> GaussianMixture:
+    means = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(5)).clamp(-1, 1)
+    return GaussianMixture(NoiseSchedule("cosine", 1000), means, 0.3)
+
+
+def engine(denoiser: Denoiser, solver: str = "multistep", **settings: object) -> Engine:
+    usual: dict[str, object] = {"times": GRID, "seed": SEED, "role": Role.EVALUATION}
+    return Engine(denoiser=denoiser, solver=SOLVERS.load(solver)(), **(usual | settings))  # type: ignore[arg-type]
+
+
+def budget(nfe: float, num_decisions: int = len(GRID)) -> Budget:
+    return Budget(nfe=nfe, t_start=T_START, t_end=T_END, num_decisions=num_decisions)
+
+
+def exact(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+class Looks:
+    """An agent that observes: what it sees of a sample makes it likelier to evaluate, or less so."""
+
+    name = "looks"
+    times: Tensor | None = None
+    observes = True
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def probabilities(self, observation: Tensor) -> Tensor:
+        self.seen.append(observation)
+        return 0.5 + 0.4 * torch.sin(40 * observation[:, 5] + 20 * observation[:, 6])
+
+
+class Counting:
+    """A denoiser that keeps the images and the times of every call."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        self.inner = inner
+        self.schedule = inner.schedule
+        self.shape = inner.shape
+        self.num_features = inner.num_features
+        self.calls: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, x: Tensor, t: Tensor, *, features: bool = False) -> tuple[Tensor, Tensor | None]:
+        self.calls.append((x, t))
+        return self.inner(x, t, features=features)
+
+
+def agents() -> list[Agent]:
+    return [Bernoulli(0.6), Looks(), FixedSchedule("mine", GRID[[0, 3, 9]])]
+
+
+# --- one image is one image ---------------------------------------------------------------------
+
+
+@every_solver
+def test_image_i_is_bit_equal_whatever_the_batch_at_a_padded_shape(solver: str) -> None:
+    for agent in agents():
+        runs = [engine(network(pad_to=8), solver, batch_size=size).sample(agent, 19) for size in (1, 7, 19)]
+        for run in runs[1:]:
+            exact(run.evaluated, runs[0].evaluated)
+            exact(run.images, runs[0].images)
+
+
+@every_solver
+def test_image_i_is_the_same_to_rounding_whatever_the_batch(solver: str) -> None:
+    for agent in agents():
+        one, many = (engine(network(), solver, batch_size=size).sample(agent, 19) for size in (1, 19))
+        exact(many.evaluated, one.evaluated)  # decisions are identical
+        # Convolutions sum in another order at another batch shape: 1e-6 of float32 numbers of order 1, a
+        # few times over along the trajectory; the first x0_hat divides it by alpha, and is clipped.
+        torch.testing.assert_close(many.images, one.images, rtol=0, atol=1e-5)
+
+
+def test_a_run_can_be_cut_anywhere() -> None:
+    for agent in agents():
+        sampler = engine(network(pad_to=16), "ddpm", batch_size=16)
+        whole = sampler.sample(agent, 200)
+        parts = [sampler.sample(agent, 100, first_image=first) for first in (0, 100)]
+        exact(torch.cat([part.images for part in parts]), whole.images)
+        exact(torch.cat([part.evaluated for part in parts]), whole.evaluated)
+        exact(torch.cat([part.nfe for part in parts]), whole.nfe)
+
+
+def test_images_follow_from_seed_and_role() -> None:
+    agent = Bernoulli(0.5)
+    base = engine(mixture(), "ddpm").sample(agent, 30)
+    exact(engine(mixture(), "ddpm").sample(agent, 30).images, base.images)
+    for changes in ({"seed": SEED + 1}, {"role": Role.VALIDATION}):
+        other = engine(mixture(), "ddpm", **changes).sample(agent, 30)
+        assert not torch.equal(other.evaluated, base.evaluated)
+        assert bool((other.images != base.images).flatten(1).any(1).all())
+
+
+def test_the_first_image_is_the_initial_noise_of_its_id() -> None:
+    # One evaluation at a single time: x0_hat of the noise that (seed, role, id) name.
+    denoiser = mixture()
+    start = FixedSchedule("start", GRID[:1])
+    images = engine(denoiser).sample(start, 5, first_image=40).images
+    x = normal((1, 2, 2), seed=SEED, role=Role.EVALUATION, stream=Stream.INITIAL, image=torch.arange(40, 45))
+    wanted = denoiser.x0(x, GRID[:1].expand(5)).clamp(-1, 1)
+    # x0 by way of eps: (x − sigma·eps)/alpha loses a factor 1/alpha = 9 of float32's digits.
+    torch.testing.assert_close(images, wanted, rtol=0, atol=1e-5)
+
+
+# --- network calls ------------------------------------------------------------------------------
+
+
+def test_calls_hold_only_the_rows_that_evaluate() -> None:
+    for agent in (*agents(), Bernoulli(1.0)):
+        counting = Counting(mixture())
+        samples = engine(counting, batch_size=16).sample(agent, 50)
+        rows = [len(x) for x, _ in counting.calls]
+        assert sum(rows) == int(samples.nfe.sum())
+        assert min(rows) > 0
+        exact(samples.nfe, samples.evaluated.sum(1))
+        # Batch by batch, point by point: who evaluates there, and at which time.
+        points = [
+            (time, int(part[:, point].sum()))
+            for part in samples.evaluated.split(16)
+            for point, time in enumerate(samples.times)
+            if part[:, point].any()
+        ]
+        assert rows == [count for _, count in points]
+        for (_, t), (time, _) in zip(counting.calls, points, strict=True):
+            exact(t, time.expand(len(t)))
+
+
+def test_evaluated_says_what_was_done() -> None:
+    counting = Counting(mixture())
+    agent = Bernoulli(0.5)
+    samples = engine(counting, "ddim", batch_size=64).sample(agent, 40)
+    row = 7
+    own = FixedSchedule("own", samples.times[samples.evaluated[row]])
+    alone = engine(mixture(), "ddim").sample(own, 1, first_image=row)
+    exact(alone.images[0], samples.images[row])
+
+
+def test_the_first_point_is_always_evaluated() -> None:
+    samples = engine(mixture()).sample(Bernoulli(1.0), 9)
+    exact(samples.nfe, torch.ones(9, dtype=torch.int64))
+    exact(samples.evaluated[:, 0], torch.ones(9, dtype=torch.bool))
+
+
+# --- decisions ----------------------------------------------------------------------------------
+
+
+def coin(images: Sequence[int], time: float, seed: int = SEED) -> Tensor:
+    ids = torch.tensor(images)
+    u = uniform(
+        1,
+        seed=seed,
+        role=Role.EVALUATION,
+        stream=Stream.DECISION,
+        image=ids,
+        time=torch.full((len(ids),), time, dtype=torch.float64),
+    )
+    return u[:, 0]
+
+
+def test_decisions_are_coins_of_seed_image_and_time() -> None:
+    samples = engine(mixture(), batch_size=13).sample(Bernoulli(0.7), 40, first_image=5)
+    for point in range(1, len(GRID)):
+        exact(samples.evaluated[:, point], coin(range(5, 45), float(GRID[point])) < 1 - 0.7)
+
+
+def test_decisions_of_an_agent_that_looks() -> None:
+    agent = Looks()
+    samples = engine(network(), batch_size=64).sample(agent, 40)
+    assert len(agent.seen) == len(GRID) - 1
+    for point, observation in enumerate(agent.seen, 1):
+        assert observation.shape == (40, len(ENTRIES))
+        p = Looks().probabilities(observation)
+        exact(samples.evaluated[:, point], coin(range(40), float(GRID[point])) < p)
+    assert 0.1 < float(samples.evaluated[:, 1:].float().mean()) < 0.9
+
+
+def test_the_same_time_on_another_grid_decides_alike() -> None:
+    coarse = engine(mixture(), times=GRID[::3]).sample(Bernoulli(0.5), 60)
+    fine = engine(mixture()).sample(Bernoulli(0.5), 60)
+    exact(coarse.evaluated, fine.evaluated[:, ::3])
+
+
+def test_mode_takes_the_likelier_action() -> None:
+    for p_skip, nfe in [(0.49, len(GRID)), (0.5, 1), (0.51, 1), (0.0, len(GRID))]:
+        samples = engine(mixture(), mode=True).sample(Bernoulli(p_skip), 20)
+        exact(samples.nfe, torch.full((20,), nfe))
+    agent = Looks()
+    samples = engine(network(), mode=True).sample(agent, 20)
+    wanted = torch.stack([Looks().probabilities(seen) > 0.5 for seen in agent.seen], 1)
+    exact(samples.evaluated[:, 1:], wanted)
+    assert 0.1 < float(wanted.float().mean()) < 0.9
+
+
+def test_certainty_needs_no_coin() -> None:
+    everywhere = engine(mixture()).sample(Bernoulli(0.0), 20)
+    fixed = engine(mixture()).sample(FixedSchedule("full", GRID), 20)
+    exact(everywhere.images, fixed.images)
+    assert bool(everywhere.evaluated.all())
+
+
+def test_the_price_reaches_the_observation() -> None:
+    cheap, dear = Looks(), Looks()
+    engine(mixture()).sample(cheap, 3, price=0.01)
+    engine(mixture()).sample(dear, 3, price=0.1)
+    column = [entry.name for entry in ENTRIES].index("log_price")
+    exact(cheap.seen[0][:, column], torch.full((3,), -1.0))
+    exact(dear.seen[0][:, column], torch.full((3,), -0.5))
+
+
+# --- budgets ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["uniform", "quadratic"])
+@pytest.mark.parametrize("nfe", [1, 2, 4.2, 5, 7.9])
+def test_fixed_schedules_spend_their_budget_rounded_up(name: str, nfe: float) -> None:
+    agent: Agent = BASELINES.load(name)(budget(nfe))
+    assert agent.times is not None
+    assert len(agent.times) == math.ceil(nfe)
+    assert float(agent.times[0]) == T_START
+    if nfe > 1:
+        assert float(agent.times[-1]) == pytest.approx(T_END, abs=1e-9)
+    samples = engine(mixture()).sample(agent, 6)
+    exact(samples.nfe, torch.full((6,), math.ceil(nfe)))
+    exact(samples.times, agent.times)
+
+
+@pytest.mark.parametrize("name", ["uniform", "quadratic"])
+@pytest.mark.parametrize("ends", [(999.0, 0.0), (985.3, 99.7), (640.1, 3.3)])
+@pytest.mark.parametrize("nfe", [2, 3, 50])
+def test_fixed_schedules_stay_within_their_ends(name: str, ends: tuple[float, float], nfe: int) -> None:
+    agent: Agent = BASELINES.load(name)(Budget(nfe=nfe, t_start=ends[0], t_end=ends[1], num_decisions=32))
+    assert agent.times is not None
+    NoiseSchedule("linear", 1000).check_times(agent.times)
+    assert float(agent.times.max()) <= ends[0]
+    assert float(agent.times.min()) >= ends[1] - 1e-9
+    spread = agent.times if name == "uniform" else agent.times.sqrt()
+    torch.testing.assert_close(spread.diff(), spread.diff()[:1].expand(nfe - 1), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("nfe", [1.0, 2.5, 5.0, 10.0])
+def test_bernoulli_spends_its_budget_on_average(nfe: float) -> None:
+    count = 2000
+    samples = engine(mixture(), batch_size=1000).sample(BASELINES.load("bernoulli")(budget(nfe)), count)
+    coins = len(GRID) - 1
+    p = (nfe - 1) / coins
+    error = math.sqrt(coins * p * (1 - p) / count)
+    assert abs(float(samples.nfe.double().mean()) - nfe) <= 4 * error
+    spread = float(samples.nfe.double().var())  # independent coins: the variance is binomial too
+    assert spread == pytest.approx(coins * p * (1 - p), rel=4 * math.sqrt(2 / count), abs=1e-12)
+    per_point = samples.evaluated[:, 1:].double().mean(0)
+    assert bool(((per_point - p).abs() <= 4 * math.sqrt(p * (1 - p) / count)).all())
+
+
+@pytest.mark.parametrize("nfe", [0.5, 100.0])
+def test_a_budget_beyond_the_grid_is_spent_as_far_as_it_goes(nfe: float) -> None:
+    samples = engine(mixture()).sample(BASELINES.load("bernoulli")(budget(nfe)), 10)
+    exact(samples.nfe, torch.full((10,), 1 if nfe < 1 else len(GRID)))
+
+
+# --- the rest -----------------------------------------------------------------------------------
+
+
+def test_progress_and_timing_are_told_batch_by_batch() -> None:
+    told: list[int] = []
+    samples: Samples = engine(mixture(), batch_size=8).sample(Bernoulli(0.5), 20, progress=told.append)
+    assert told == [8, 8, 4]
+    assert len(samples.batch_seconds) == 3
+    assert samples.images_per_second == pytest.approx(20 / sum(samples.batch_seconds))
+    assert samples.images.shape == (20, 1, 2, 2)
+    assert samples.images.dtype == torch.float32
+    assert float(samples.images.abs().max()) <= 1  # clipped estimates
+
+
+@pytest.mark.parametrize("times", [[], [5.0, 6.0], [1000.0, 5.0], [5.0, -1.0], [float("nan")]])
+def test_impossible_schedules_are_refused(times: list[float]) -> None:
+    schedule = FixedSchedule("bad", torch.tensor(times, dtype=torch.float64))
+    with pytest.raises(UserError):
+        engine(mixture()).sample(schedule, 2)
+
+
+def test_full_trajectories_draw_from_the_data() -> None:
+    # The whole engine on a model whose answers are exact: 60 steps of a stochastic solver bring back the
+    # mixture's mean and variance. The grid's end leaves a bias of sigma(t_end)² at most: allowed for.
+    denoiser = GaussianMixture(
+        NoiseSchedule("cosine", 1000), torch.tensor([-0.5, 0.3]).reshape(2, 1, 1, 1), 0.1
+    )
+    times = torch.linspace(999, 1, 60, dtype=torch.float64)
+    images = engine(denoiser, "ddpm", times=times, batch_size=4000).sample(FixedSchedule("full", times), 4000)
+    values = images.images.double().flatten()
+    variance = 0.4**2 + 0.1**2
+    assert float(values.mean()) == pytest.approx(-0.1, abs=4 * math.sqrt(variance / 4000) + 0.01)
+    assert float(values.var()) == pytest.approx(variance, abs=0.012)
+    assert float((values > 0).double().mean()) == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(4000) + 0.01)
