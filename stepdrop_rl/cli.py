@@ -129,12 +129,22 @@ def parse(config_class: type[C], prog: str, argv: Sequence[str] | None = None) -
     return config_class(**values)
 
 
+def _check_json(config: Any) -> None:
+    """A result that cannot be written is said before the work, not after it."""
+    if config.json is not None:
+        from stepdrop_rl.weights import require_writable
+
+        require_writable(Path(config.json).parent)
+
+
 def command(
     config_class: type[C], run: Callable[[C], None], prog: str, argv: Sequence[str] | None = None
 ) -> int:
     """Parse, run, and return the exit code: 0, 2 for a person's error, 130 for Ctrl-C."""
     try:
-        run(parse(config_class, prog, argv))
+        config = parse(config_class, prog, argv)
+        _check_json(config)
+        run(config)
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2

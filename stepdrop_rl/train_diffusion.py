@@ -33,6 +33,7 @@ def run(config: TrainDiffusionConfig) -> None:
     from stepdrop_rl.models.unet import ModelInfo, make_network, save_model
     from stepdrop_rl.runs import prepare_output, run_folder
     from stepdrop_rl.tracking import start_run
+    from stepdrop_rl.weights import write_json
 
     device = resolve_device(config.device)
     data = load(config.data.name, "train", config.data.root)
@@ -64,6 +65,9 @@ def run(config: TrainDiffusionConfig) -> None:
         save_model(folder / "unet", trainer.ema, info)
         tracker.log_artifact(folder / "unet" / "stepdrop.json")
         where = tracker.where()
+    if config.json is not None:
+        record = {"folder": str(folder), "step": trainer.step, "stopped_by": reason, "model": asdict(info)}
+        write_json(config.json, record)
     state = "complete" if reason is None else f"stopped by {reason}; --resume goes on"
     print(f"{folder}: {trainer.step} of {config.steps} steps ({state}); model in {folder / 'unet'}")
     if where:

@@ -71,13 +71,10 @@ def _output(config: TrainExtractorConfig) -> Path:
     """The folder to write into, proved writable before any work; an earlier extractor there is kept."""
     from envs.errors import UserError
     from stepdrop_rl.runs import prepare_output, run_folder
-    from stepdrop_rl.weights import require_writable
 
     marker = "extractor.json"
     if config.output is not None and (Path(config.output) / marker).is_file():
         raise UserError(f"{config.output} already holds an extractor; choose another --output")
-    if config.json is not None:
-        require_writable(Path(config.json).parent)
     default = run_folder(config.data.name, f"extractor-{config.role}")
     return prepare_output(config.output, default, marker=marker, resume=False)
 

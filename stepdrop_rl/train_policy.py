@@ -33,12 +33,10 @@ def run(config: TrainPolicyConfig) -> None:
     from stepdrop_rl.runs import prepare_output, run_folder
     from stepdrop_rl.solvers import SOLVERS
     from stepdrop_rl.tracking import start_run
+    from stepdrop_rl.weights import write_json
 
-    for registry, names in (
-        (ALGORITHMS, [config.algo]),
-        (SOLVERS, [config.env.solver]),
-        (REWARDS, config.env.reward),
-    ):
+    checked = [(ALGORITHMS, [config.algo]), (SOLVERS, [config.env.solver]), (REWARDS, config.env.reward)]
+    for registry, names in checked:  # before anything is computed
         for name in names:
             registry[name]
     device = resolve_device(config.device)
@@ -63,12 +61,15 @@ def run(config: TrainPolicyConfig) -> None:
             hyperparameters=config.hyperparameters,
             log=tracker.log_metrics,
         )
-        tracker.log_params({"hyperparameters_in_force": learner.hyperparameters, "model_hash": model.hash})
+        tracker.log_params({f"{config.algo}.{key}": value for key, value in learner.hyperparameters.items()})
+        tracker.log_params({"model_hash": model.hash})
         session = _Session(config, world, judge, learner, folder, tracker)
         session.train()
         tracker.log_artifact(folder / "policy.json")
         tracker.log_artifact(folder / "policy.safetensors")
         where = tracker.where()
+    if config.json is not None:
+        write_json(config.json, session.record())
     print(session.summary())
     if where:
         print(f"learning curves: {where}")
@@ -224,6 +225,17 @@ class _Session:
         self.history = metadata["history"]
         self.best = min((entry["score"] for entry in self.history), default=None)
         self.seconds = metadata["seconds"]
+
+    def record(self) -> dict[str, Any]:
+        """The result as JSON."""
+        return {
+            "policy": self.config.algo,
+            "folder": str(self.folder),
+            "decisions": self.decisions,
+            "seconds": self.seconds,
+            "stopped_by": self.reason,
+            "validation": self.history,
+        }
 
     def summary(self) -> str:
         """A line or two for the person who waited."""

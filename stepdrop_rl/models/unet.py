@@ -8,6 +8,7 @@ Any diffusers ``UNet2DModel`` folder loads, where that file is written beside it
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from envs.errors import UserError
 from stepdrop_rl.config import ScheduleConfig, UNetConfig
 from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.models.denoiser import NetworkDenoiser
-from stepdrop_rl.weights import content_hash, read_json, write_text
+from stepdrop_rl.weights import content_hash, read_json, require_writable, write_text
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 SCHEMA = "stepdrop_rl.model/1"
@@ -90,9 +91,13 @@ def make_network(config: UNetConfig, shape: tuple[int, int, int]) -> nn.Module:
 
 
 def save_model(folder: Path, network: nn.Module, info: ModelInfo) -> None:
-    """Write a model folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    network.save_pretrained(folder)  # type: ignore[operator]
+    """Write a model folder; each of its files is moved into place when it is whole."""
+    require_writable(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+        network.save_pretrained(beside)  # type: ignore[operator]
+        for file in Path(beside).iterdir():
+            file.chmod(0o644)  # diffusers leaves weights readable by their owner only
+            file.replace(folder / file.name)
     write_info(folder, info)
 
 

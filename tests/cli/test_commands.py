@@ -24,6 +24,21 @@ TINY_DIFFUSION = [
     "--choose-ends", "false", "--tracking", "none",
 ]  # fmt: skip
 
+RECORD_FIELDS = {
+    *("solver", "dataset", "num_samples", "seed", "nfe_mean", "nfe_std", "fd_digits_judge", "is_mean"),
+    *(
+        "is_std",
+        "kid",
+        "precision",
+        "recall",
+        "teacher_mse",
+        "images_per_second",
+        "latency_ms_p50",
+        "peak_memory_mb",
+    ),
+    *("gflops_per_image", "device", "git_commit", "mlflow_run_id"),
+}
+
 
 def call(name, *argv):
     return importlib.import_module(f"stepdrop_rl.{name}").main([str(a) for a in argv])
@@ -67,11 +82,7 @@ def test_train_policy_then_evaluate_then_resume(capsys):
     assert [r["policy"] for r in records] == ["ppo", "uniform", "quadratic", "bernoulli", "full"]
     for record in records:
         assert record["policy"] in table
-        for field in (
-            "solver dataset num_samples seed nfe_mean nfe_std fd_digits_judge is_mean is_std kid precision recall "
-            "teacher_mse images_per_second latency_ms_p50 peak_memory_mb gflops_per_image device git_commit "
-            "mlflow_run_id"
-        ).split():
+        for field in RECORD_FIELDS:
             assert field in record, field
     assert records[-1]["teacher_mse"] == 0
     # more decisions: the same run goes on

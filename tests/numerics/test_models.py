@@ -45,7 +45,7 @@ def denoiser(net: nn.Module, prediction: str = "epsilon", **settings: Any) -> Ne
 
 
 def info(**changes: Any) -> ModelInfo:
-    usual = {
+    usual: dict[str, Any] = {
         "dataset": "digits",
         "prediction": "epsilon",
         "schedule": ScheduleConfig(name="linear", num_train_timesteps=500),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -139,17 +140,17 @@ def test_one_seed_per_row() -> None:
 
 
 def test_everything_that_a_draw_names_changes_its_numbers() -> None:
-    named = {
+    named: dict[str, list[Any]] = {
         "seed": [0, 1, 2, MAX_SEED],
         "role": list(Role),
         "stream": list(Stream),
         "image": [0, 1, 2**31, 2**32 - 1, 2**32, 2**40],
         "time": [None, 1 / 65536, 0.5, 1.0, 999.0],
     }
-    draws = {}
+    draws: dict[tuple[float, ...], list[tuple[str, Any]]] = {}
     for name, values in named.items():
         for value in values:
-            key = tuple(draw(**{name: value}).flatten().tolist())  # type: ignore[arg-type]
+            key = tuple(draw(**{name: value}).flatten().tolist())
             draws.setdefault(key, []).append((name, value))
     default = draws.pop(tuple(draw().flatten().tolist()))
     # Every name's default is among its values, and they are the only draws that agree.
