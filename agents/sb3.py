@@ -6,6 +6,7 @@ the price is the only reason to stop. What is learned leaves as :class:`agents.p
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -40,19 +41,23 @@ class _Dump(KVWriter):  # type: ignore[misc]
         """Nothing to close."""
 
 
-class _AfterRollout(BaseCallback):  # type: ignore[misc]
+class _StopLearning(Exception):  # noqa: N818 - a signal, not an error
+    """Ends a run before its next rollout, where nothing is half done."""
+
+
+class _BetweenRollouts(BaseCallback):  # type: ignore[misc]
     """Asks between rollouts whether to go on."""
 
     def __init__(self, go_on: Callable[[int], bool]) -> None:
         super().__init__()
         self._go_on = go_on
-        self._continue = True
 
     def _on_rollout_start(self) -> None:
-        self._continue = self._go_on(self.num_timesteps)
+        if not self._go_on(self.num_timesteps):
+            raise _StopLearning
 
     def _on_step(self) -> bool:
-        return self._continue
+        return True
 
 
 class Learner:
@@ -68,7 +73,7 @@ class Learner:
     algorithm: ClassVar[type[BaseAlgorithm]]
     output: ClassVar[str] = "softmax"
     activation: ClassVar[str] = "tanh"
-    exact_resume: ClassVar[bool] = True
+    log_interval: ClassVar[int] = 1  # rollouts (DQN: episodes) between dumps
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
@@ -107,9 +112,14 @@ class Learner:
         """Learn until ``decisions`` in all; ``go_on`` hears the count before each rollout and may end it."""
         remaining = decisions - self.model.num_timesteps
         if remaining > 0:
-            self.model.learn(
-                remaining, callback=_AfterRollout(go_on), reset_num_timesteps=False, log_interval=1
-            )
+            with contextlib.suppress(_StopLearning):
+                self.model.learn(
+                    remaining,
+                    callback=_BetweenRollouts(go_on),
+                    reset_num_timesteps=False,
+                    log_interval=self.log_interval,
+                )
+            self.model.logger.dump(self.model.num_timesteps)  # what the last update wrote
 
     def actor(self) -> Layers:
         """(weight, bias) of every layer from the observation to skip/evaluate."""
@@ -203,7 +213,7 @@ class DQNLearner(Learner):
     algorithm = DQN
     output = "greedy"
     activation = "relu"
-    exact_resume = False
+    log_interval = 256
     defaults: ClassVar[Mapping[str, Any]] = {
         "learning_rate": 1e-3,
         "buffer_size": 200_000,

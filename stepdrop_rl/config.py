@@ -203,7 +203,7 @@ class EnvConfig:
     reward: dict[str, float] = field(default_factory=lambda: {"feature": 0.5, "log_ratio": 1.0})
     num_features: int = 0
     bank_size: int = 4096
-    teacher_steps: int = 100
+    teacher_steps: int = 50
 
     def __post_init__(self) -> None:
         _require(self.price is None or self.price >= 0, f"env.price must not be negative: {self.price}")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DEFAULT_NFE = 5.0
 DEFAULT_SOLVER = "multistep"
-TEACHER_STEPS = 100
+TEACHER_STEPS = 50
 
 
 def run(config: EvaluateConfig) -> None:
@@ -190,30 +190,39 @@ def judge_distance(arena: Arena, images: Any) -> float:
 def draw_curves(
     config: EvaluateConfig, arena: Arena, requested: Contender, outcomes: Sequence[Outcome]
 ) -> dict[str, list[tuple[float, float]]]:
-    """(mean NFE, distance) at ``config.curve``'s budgets; those out of a policy's reach are left out."""
-    from agents.policy import LearnedPolicy
-    from envs.errors import UserError
+    """(mean NFE, distance): baselines at ``config.curve``, a learned policy at prices that span it."""
     from stepdrop_rl.report.progress import progress_bar
 
-    names = [o.name for o in outcomes if o.contender is requested or o.name in config.baselines]
-    curves: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    contenders = {requested.agent.name: _curve_of(config, arena, requested)}
+    for outcome in outcomes:
+        if outcome.name in config.baselines:
+            contenders[outcome.name] = [arena.contender(outcome.name, nfe) for nfe in config.curve]
+    curves: dict[str, list[tuple[float, float]]] = {}
     with progress_bar() as bar:
-        task = bar.add_task("quality against NFE", total=len(names) * len(config.curve), note="")
-        for name in names:
-            for nfe in config.curve:
-                learned = name == requested.agent.name and isinstance(requested.agent, LearnedPolicy)
-                try:
-                    contender = arena.settle(requested.agent, nfe) if learned else arena.contender(name, nfe)
-                except UserError:  # this policy cannot spend that much, or so little
-                    bar.advance(task)
-                    continue
-                samples = arena.engine(contender.agent).sample(
-                    contender.agent, config.curve_samples, price=contender.price
-                )
+        task = bar.add_task("quality against NFE", total=sum(map(len, contenders.values())), note="")
+        for name, several in contenders.items():
+            curves[name] = []
+            for one in several:
+                samples = arena.engine(one.agent).sample(one.agent, config.curve_samples, price=one.price)
                 spent = float(samples.nfe.double().mean())
                 curves[name].append((spent, judge_distance(arena, samples.images)))
                 bar.advance(task)
     return {name: points for name, points in curves.items() if points}
+
+
+def _curve_of(config: EvaluateConfig, arena: Arena, requested: Contender) -> list[Contender]:
+    """The requested policy all along the curve; just as it is, where its budget cannot be moved."""
+    from agents import BASELINES
+    from agents.policy import LearnedPolicy
+    from stepdrop_rl.comparison import Contender
+
+    agent = requested.agent
+    if agent.name in BASELINES:
+        return [arena.contender(agent.name, nfe) for nfe in config.curve]
+    if not isinstance(agent, LearnedPolicy):
+        return [requested]
+    least, most = min(config.curve) - 0.5, max(config.curve) + 0.5
+    return [Contender(agent, price) for price, nfe in agent.info.price_table if least <= nfe <= most]
 
 
 def git_commit() -> str:
