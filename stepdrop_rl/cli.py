@@ -18,8 +18,16 @@ from jsonargparse import ActionConfigFile
 
 from envs.errors import UserError
 from envs.registry import unknown_name
+from stepdrop_rl import config
 
-COMMANDS = ("train_diffusion", "train_extractor", "train_policy", "evaluate", "sample", "benchmark")
+COMMANDS: dict[str, type] = {
+    "train_diffusion": config.TrainDiffusionConfig,
+    "train_extractor": config.TrainExtractorConfig,
+    "train_policy": config.TrainPolicyConfig,
+    "evaluate": config.EvaluateConfig,
+    "sample": config.SampleConfig,
+    "benchmark": config.BenchmarkConfig,
+}
 
 C = TypeVar("C")
 
@@ -40,6 +48,11 @@ def _parser(config_class: type, prog: str) -> _Parser:
 
 def _summary(config_class: type) -> str:
     return (config_class.__doc__ or "").strip().split("\n\n")[0]
+
+
+def summary_of(name: str) -> str:
+    """What a command does, in a line."""
+    return _summary(COMMANDS[name])
 
 
 def _fields(config_class: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
@@ -129,12 +142,12 @@ def parse(config_class: type[C], prog: str, argv: Sequence[str] | None = None) -
     return config_class(**values)
 
 
-def _check_json(config: Any) -> None:
+def _check_json(settings: Any) -> None:
     """A result that cannot be written is said before the work, not after it."""
-    if config.json is not None:
+    if settings.json is not None:
         from stepdrop_rl.weights import require_writable
 
-        require_writable(Path(config.json).parent)
+        require_writable(Path(settings.json).parent)
 
 
 def command(
@@ -142,9 +155,9 @@ def command(
 ) -> int:
     """Parse, run, and return the exit code: 0, 2 for a person's error, 130 for Ctrl-C."""
     try:
-        config = parse(config_class, prog, argv)
-        _check_json(config)
-        run(config)
+        settings = parse(config_class, prog, argv)
+        _check_json(settings)
+        run(settings)
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """The training loop's mathematics and state: batches, step, EMA, checkpoint. No printing, no tracking.
 
-A step is a function of (seed, step, index in the batch) and of the state before it, so a resumed run, or one
-spread over processes, goes through the same numbers. Shapes: B = batch; images (B, C, H, W).
+A step's images, times and noise are functions of (seed, step, index in the batch), dropout's masks of
+(seed, step): a resumed run goes through the same numbers. Shapes: B = batch; images (B, C, H, W).
 """
 
 from __future__ import annotations

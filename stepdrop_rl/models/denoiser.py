@@ -85,8 +85,9 @@ class NetworkDenoiser:
 
 def middle_width(network: nn.Module) -> int:
     """Channels of the U-Net's middle block; 0 where there is none to look into."""
-    channels = getattr(getattr(network, "config", None), "block_out_channels", None)
-    return int(channels[-1]) if channels and hasattr(unet_of(network), "mid_block") else 0
+    unet = unet_of(network)
+    channels = getattr(getattr(unet, "config", None), "block_out_channels", None)
+    return int(channels[-1]) if channels and hasattr(unet, "mid_block") else 0
 
 
 def unet_of(network: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ import json
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import ModelMixin, UNet2DModel
@@ -20,7 +20,8 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from envs.errors import UserError
-from stepdrop_rl.config import ScheduleConfig, UNetConfig
+from envs.registry import unknown_name
+from stepdrop_rl.config import Prediction, ScheduleConfig, UNetConfig
 from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.models.denoiser import NetworkDenoiser
 from stepdrop_rl.weights import content_hash, read_json, require_writable, write_text
@@ -53,9 +54,9 @@ class PixelUnshuffledUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A ``UNet2DModel`` that sees blocks of pixels as channels: a quarter of the work for ``factor`` 2."""
 
     @register_to_config
-    def __init__(self, factor: int, unet: dict[str, Any]) -> None:
+    def __init__(self, factor: int, inner: dict[str, Any]) -> None:
         super().__init__()
-        self.unet = UNet2DModel.from_config(unet)
+        self.unet = UNet2DModel.from_config(inner)  # a config entry of that name would hide it
 
     def forward(self, sample: Tensor, timestep: Tensor) -> UNet2DOutput:
         """Predict for (B, C, H, W) images at (B,) times."""
@@ -121,10 +122,19 @@ def model_folder(name: str) -> Path:
 def read_info(folder: Path) -> ModelInfo:
     """Read ``stepdrop.json`` of a model folder."""
     raw = read_json(folder / "stepdrop.json")
+    file = folder / "stepdrop.json"
+    if raw.get("schema") != SCHEMA:
+        raise UserError(f"{file} has schema '{raw.get('schema')}', this version reads '{SCHEMA}'")
     try:
-        return replace(ModelInfo(**raw), schedule=ScheduleConfig(**raw["schedule"]))
+        info = replace(ModelInfo(**raw), schedule=ScheduleConfig(**raw["schedule"]))
     except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'stepdrop.json'} is damaged: {error}") from None
+        raise UserError(f"{file} is damaged: {error}") from None
+    if info.prediction not in get_args(Prediction):
+        raise unknown_name(f"prediction in {file}", str(info.prediction), get_args(Prediction))
+    ends, last = (info.t_start, info.t_end), info.schedule.num_train_timesteps - 1
+    if not all(isinstance(t, int | float) for t in ends) or not 0 <= info.t_end < info.t_start <= last:
+        raise UserError(f"{file}: need 0 <= t_end < t_start <= {last}, not {info.t_end} and {info.t_start}")
+    return info
 
 
 @dataclass(frozen=True)
@@ -146,11 +156,11 @@ def load_model(
     network_class = PixelUnshuffledUNet if kind == "PixelUnshuffledUNet" else UNet2DModel
     try:
         network = network_class.from_pretrained(folder, use_safetensors=True)
+        network = network.to(device).eval().requires_grad_(False)  # fails where a weight was missing
     except Exception as error:  # diffusers and safetensors raise many kinds for a damaged file
         raise UserError(
             f"cannot load the network in {folder}: {' '.join(str(error).split())[:200]}"
         ) from None
-    network = network.to(device).eval().requires_grad_(False)
     inner = network.unet if isinstance(network, PixelUnshuffledUNet) else network
     folds = network.config.factor if isinstance(network, PixelUnshuffledUNet) else 1
     size = inner.config.sample_size * folds

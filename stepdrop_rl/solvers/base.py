@@ -41,7 +41,7 @@ class Anchor:
 class Solver(Protocol):
     """A jump rule.
 
-    ``order`` is the global order that the tests measure (None: stochastic, no order declared);
+    ``order`` is the global order that the tests measure, of the default without noise (None: none declared);
     ``history`` is K, how many evaluations it looks back on; ``stochastic`` tells whether it needs noise.
     """
 

@@ -166,12 +166,8 @@ def test_a_schedule_file_runs_unrounded():
 
 @pytest.mark.parametrize("name", sorted(p.name for p in Path(__file__).parents[2].glob("configs/*.yaml")))
 def test_shipped_configs_hold_only_known_keys(name):
-    from stepdrop_rl import cli, config
+    from stepdrop_rl import cli
 
     path = str(Path(__file__).parents[2] / "configs" / name)
-    for command, settings in {
-        "train_diffusion": config.TrainDiffusionConfig,
-        "train_policy": config.TrainPolicyConfig,
-        "evaluate": config.EvaluateConfig,
-    }.items():
+    for command, settings in cli.COMMANDS.items():
         cli.parse(settings, command, ["--config", path])

@@ -165,6 +165,31 @@ def test_rows_may_stand_at_different_times_and_jump_to_different_ones(name: str)
 
 
 @every_solver
+def test_rows_may_walk_the_grid_at_their_own_pace(name: str) -> None:
+    # As parallel environments do, where one episode begins while another is half way down.
+    solver = make(name)
+    running = process(solver, 3)
+    trajectories = Trajectories(running, TIMES)
+    images = torch.tensor([21, 22, 23])
+    acts = torch.tensor([[1, 0, 1, 1, 0, 0, 1], [0, 1, 1, 0, 1, 0, 1], [1, 1, 0, 0, 0, 1, 0]]).bool()
+    for row in range(3):
+        one = torch.tensor([row])
+        trajectories.begin(one, images[one], torch.zeros(1, dtype=torch.float64))
+        for point in range(row):  # row 2 is two points ahead, row 1 is one
+            trajectories.advance(one, acts[one, point])
+    for step in range(len(TIMES) - 3):
+        rows = torch.tensor([1, 2, 0])
+        trajectories.advance(rows, acts[rows, rows + step])
+    for row in range(3):
+        own = acts[row].clone()
+        own[row + len(TIMES) - 3 :] = False  # where it has not been yet
+        taken = torch.cat((torch.tensor([True]), own))
+        alone = walk(solver, TIMES[taken], images[row : row + 1])
+        exact(running.x0(torch.tensor([row])), alone.x0(torch.tensor([0])))
+        exact(trajectories.evaluated[row], taken)
+
+
+@every_solver
 def test_asking_for_a_jump_changes_nothing(name: str) -> None:
     solver = make(name)
     images = torch.arange(4)
