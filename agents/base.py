@@ -30,7 +30,7 @@ class Agent(Protocol):
 
     The engine evaluates where ``u(seed, image, time) < p``: so packing, batch size and device count change
     no decision. ``times`` is a grid of the agent's own (None: the engine's decision grid); ``observes`` tells
-    whether it needs observations at all; ``learned`` and ``price`` are of policies trained for a price.
+    whether it needs observations at all.
     """
 
     name: str

@@ -12,6 +12,7 @@ from torch import Tensor
 from agents.base import Budget
 from envs.errors import UserError
 
+_NOTHING = 0.01  # of an evaluation: too little to buy a whole one
 SCHEDULE_SCHEMA = "stepdrop_rl.schedule/1"
 
 
@@ -35,8 +36,8 @@ class FixedSchedule:
 
 
 def _steps(budget: Budget) -> Tensor:
-    """K points from 0 to 1, K the budget rounded up: a baseline is never given less than the policy."""
-    count = max(1, math.ceil(budget.nfe - 1e-9))
+    """K points from 0 to 1, K the budget rounded up: a baseline is not given less than the policy."""
+    count = max(1, math.ceil(budget.nfe - _NOTHING))
     return torch.linspace(0, 1, count, dtype=torch.float64)
 
 

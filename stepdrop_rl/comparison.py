@@ -17,14 +17,24 @@ from agents.base import Agent, Budget
 from agents.policy import LearnedPolicy
 from envs.philox import Role
 from stepdrop_rl.engine import Engine, Samples
-from stepdrop_rl.metrics import BlockMean, FeatureExtractor, Reference, gather, over_blocks
+from stepdrop_rl.grid_ends import END_LAMS
+from stepdrop_rl.metrics import (
+    BlockMean,
+    FeatureExtractor,
+    Reference,
+    gather,
+    load_reference,
+    over_blocks,
+)
 from stepdrop_rl.metrics.compute import gflops_per_call, latency, peak_memory_mb
+from stepdrop_rl.metrics.distances import frechet_distance
 from stepdrop_rl.models.unet import Model
 from stepdrop_rl.policies import make_agent
 from stepdrop_rl.pricing import price_for
 from stepdrop_rl.solvers import SOLVERS
 
 _LATENCY_REPEATS = 9
+_TUNING_IMAGES = 512
 RESULT_SCHEMA = "stepdrop_rl.result/1"
 
 
@@ -150,6 +160,33 @@ class Arena:
         if price is None:
             price = price_for(agent, self.engine(agent, Role.VALIDATION), nfe).price
         return Contender(agent, price)
+
+    def tuned(self, name: str, nfe: float) -> Contender:
+        """The fixed schedule ``name`` with the last time that suits its budget best; its name gets a ``*``.
+
+        A policy may leave the grid's last points out, a schedule through both of the model's ends may not.
+        The last time is chosen on validation noise, by the validation judge.
+        """
+        extractor, reference = load_reference(self.model.info.dataset, "validation", device=self.times.device)
+        schedule = self.model.denoiser.schedule
+        best: tuple[float, Contender] | None = None
+        for lam in END_LAMS:
+            end = float(schedule.time_of(torch.tensor(lam, dtype=torch.float64)))
+            if not self.model.info.t_end <= end < self.model.info.t_start:
+                continue
+            agent = make_agent(
+                name,
+                Budget(nfe, self.model.info.t_start, end, len(self.times)),
+                model=self.model,
+                solver=self.solver,
+            )
+            images = self.engine(agent, Role.VALIDATION).sample(agent, _TUNING_IMAGES).images
+            distance = frechet_distance(gather(images, extractor)[0], reference.statistics)
+            if best is None or distance < best[0]:
+                agent.name = f"{name}*"
+                best = (distance, Contender(agent))
+        assert best is not None, "END_LAMS holds ends inside every model's grid"
+        return best[1]
 
     def draw(
         self, contender: Contender, num_samples: int, progress: Callable[[int], None] | None = None

@@ -14,7 +14,6 @@ from envs.errors import UserError
 Precision = Literal["auto", "float32", "bfloat16"]
 Prediction = Literal["epsilon", "v_prediction"]
 Tracking = Literal["mlflow", "offline", "none"]
-Algorithm = Literal["ppo", "a2c", "dqn"]
 
 MAX_SEED = 2**32 - 1  # a seed is one word of the random numbers' key
 
@@ -301,6 +300,7 @@ class EvaluateConfig(AgentChoice):
     Args:
         baselines: Agents to compare with.
         blocks: Disjoint blocks of noise; every distance is a mean over them with its standard error.
+        tuned: Also show fixed baselines with the last time that suits their budget best, marked *.
         teacher: Also show the full trajectory.
         curve: Budgets of the figure of quality against NFE (empty: no figure).
         curve_samples: Images per point of that figure.
@@ -308,6 +308,7 @@ class EvaluateConfig(AgentChoice):
 
     baselines: list[str] = field(default_factory=lambda: ["uniform", "quadratic", "bernoulli"])
     blocks: int = 5
+    tuned: bool = True
     teacher: bool = True
     curve: list[float] = field(default_factory=lambda: [4.0, 5.0, 6.0, 8.0])
     curve_samples: int = 1024

@@ -109,8 +109,7 @@ def make_arena(config: AgentChoice, *, blocks: int) -> tuple[Arena, Contender]:
 
 def compare(config: EvaluateConfig, arena: Arena, requested: Contender) -> list[Outcome]:
     """Draw and judge the requested policy, its baselines at its mean NFE (rounded up), and the teacher."""
-    import math
-
+    from agents.fixed import FixedSchedule
     from stepdrop_rl.comparison import Contender
     from stepdrop_rl.report.progress import progress_bar
     from stepdrop_rl.teacher import full_trajectory
@@ -125,12 +124,13 @@ def compare(config: EvaluateConfig, arena: Arena, requested: Contender) -> list[
 
         drawn = [(requested, draw(requested))]
         spent = float(drawn[0][1].nfe.double().mean())
-        # Fixed schedules spend whole evaluations: never fewer than the policy does.
-        nfe = math.ceil(spent - 0.01)
         for name in config.baselines:
             if name != requested.agent.name:
-                fair = arena.contender(name, spent if name == "bernoulli" else nfe)
+                fair = arena.contender(name, spent)
                 drawn.append((fair, draw(fair)))
+                if config.tuned and isinstance(fair.agent, FixedSchedule):
+                    tuned = arena.tuned(name, spent)
+                    drawn.append((tuned, draw(tuned)))
         full = draw(teacher)
     if config.teacher:
         drawn.append((teacher, full))

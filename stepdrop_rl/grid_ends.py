@@ -23,6 +23,7 @@ from stepdrop_rl.solvers import SOLVERS
 START_LAMS = (-2.0, -2.5, -3.0, -3.5, -4.0, -4.6)
 END_LAMS = (1.2, 1.6, 2.0, 2.5, 3.0, 3.5)
 NUM_EVALUATIONS = 50
+NUM_IMAGES = 1024
 # Distances this near the smallest count as equal; the narrower grid wins: few evaluations go further on it.
 TOLERANCE = 0.05
 
@@ -47,7 +48,7 @@ def choose_ends(
     distance: Callable[[Tensor], float],
     *,
     seed: int,
-    num_images: int,
+    num_images: int = NUM_IMAGES,
     progress: Callable[[Ends], None] | None = None,
 ) -> Ends:
     """Return the narrowest pair whose full trajectory scores about the smallest ``distance``.

@@ -30,6 +30,7 @@ def run(config: TrainDiffusionConfig) -> None:
     from stepdrop_rl.diffusion import NoiseSchedule
     from stepdrop_rl.diffusion_training import CHECKPOINT, Trainer
     from stepdrop_rl.grid_ends import default_ends
+    from stepdrop_rl.metrics import load_extractor
     from stepdrop_rl.models.unet import ModelInfo, make_network, save_model
     from stepdrop_rl.runs import prepare_output, run_folder
     from stepdrop_rl.tracking import start_run
@@ -37,6 +38,8 @@ def run(config: TrainDiffusionConfig) -> None:
 
     device = resolve_device(config.device)
     data = load(config.data.name, "train", config.data.root)
+    if config.choose_ends:
+        load_extractor("validation", config.data.name)  # before hours of training, not after them
     schedule = NoiseSchedule(config.schedule.name, config.schedule.num_train_timesteps, device)
     folder = prepare_output(
         config.output,
@@ -139,7 +142,6 @@ def _with_chosen_ends(
     extractor, reference = load_reference(
         config.data.name, "validation", config.data.root, trainer.schedule.device
     )
-    num_images = len(reference.features)
     tried: list[Ends] = []
 
     def told(ends: Ends) -> None:
@@ -150,7 +152,6 @@ def _with_chosen_ends(
         _denoiser(trainer, info),
         lambda images: frechet_distance(gather(images, extractor)[0], reference.statistics),
         seed=config.seed,
-        num_images=num_images,
         progress=told,
     )
     tracker.log_dict(

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from envs.errors import UserError
 from envs.rewards import REWARDS
 
 
@@ -97,7 +98,11 @@ class WeightedQuality:
         make: dict[str, Any] = {name: REWARDS.load(name) for name in weights}
         self.terms: dict[str, Term] = {name: make[name](ground, num_rows) for name in weights}
         gain = sum(self.weights[name] * term.gain() for name, term in self.terms.items())
-        assert gain > 0, f"the full trajectory scores no better than the first evaluation: {gain}"
+        if gain <= 0:
+            raise UserError(
+                f"reward {self.weights} values the full trajectory no more than the first evaluation "
+                f"({gain:.3g}): give it positive weights"
+            )
         self.scale = 1.0 / gain
         self._images = torch.zeros(num_rows, dtype=torch.int64, device=ground.teacher.device)
 

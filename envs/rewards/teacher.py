@@ -8,7 +8,7 @@ from torch import Tensor
 from envs.rewards.base import Candidates, Ground
 
 
-class _TeacherDistance:
+class TeacherDistance:
     """Minus a distance to the teacher's result; keeps nothing between episodes."""
 
     def __init__(self, ground: Ground, num_rows: int) -> None:
@@ -41,7 +41,7 @@ class _TeacherDistance:
         return -float(self.score(Candidates(self.ground, images, images, first)).mean())
 
 
-class PixelDistance(_TeacherDistance):
+class PixelDistance(TeacherDistance):
     """Minus the root mean square pixel distance to the teacher's result."""
 
     def score(self, candidates: Candidates) -> Tensor:
@@ -50,7 +50,7 @@ class PixelDistance(_TeacherDistance):
         return -(candidates.x0 - wanted).flatten(1).square().mean(1).sqrt()
 
 
-class FeatureDistance(_TeacherDistance):
+class FeatureDistance(TeacherDistance):
     """Minus the feature distance to the teacher's result, in units of the mean distance of real images."""
 
     def score(self, candidates: Candidates) -> Tensor:

@@ -1,7 +1,7 @@
 """What metrics are made of: a feature extractor, the reference of real images, and the registry of metrics.
 
 A metric is a function ``(features (N, D), logits (N, K), reference) -> {name: number}``; a new one is a
-module and a line in :data:`METRICS`, and every table, block and record shows it.
+module and a line in :data:`METRICS`, and every block, record and run has it.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _STYLE: Any = {
 
 def colour(name: str) -> str:
     """One colour per agent, in every figure."""
-    return _COLOURS.get(name, _LEARNED)
+    return _COLOURS.get(name.removesuffix("*"), _LEARNED)
 
 
 def quality_against_nfe(

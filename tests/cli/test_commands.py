@@ -79,7 +79,15 @@ def test_train_policy_then_evaluate_then_resume(capsys):
     assert call("evaluate", *argv) == 0
     table = capsys.readouterr().out
     records = json.loads(Path("r.json").read_text())["records"]
-    assert [r["policy"] for r in records] == ["ppo", "uniform", "quadratic", "bernoulli", "full"]
+    assert [r["policy"] for r in records] == [
+        "ppo",
+        "uniform",
+        "uniform*",
+        "quadratic",
+        "quadratic*",
+        "bernoulli",
+        "full",
+    ]
     for record in records:
         assert record["policy"] in table
         for field in RECORD_FIELDS:

@@ -65,6 +65,7 @@ def _slowness():
         ("train_policy", ["--env.num-decisions", "5000"], "larger than the model's T = 1000"),
         ("train_policy", ["--env.solver", "multistp"], "did you mean 'multistep'?"),
         ("train_policy", ["--env.reward", "{witnes: 1}"], "did you mean 'witness'?"),
+        ("train_policy", ["--env.reward", "{pixel: -1}"], "give it positive weights"),
         ("train_policy", ["--algo", "pppo"], "did you mean 'ppo'?"),
         ("train_policy", ["--hyperparameters", "{n_epoch: 3}"], "did you mean 'n_epochs'?"),
         ("train_policy", ["--env.num_features", "4000"], "64 channels"),

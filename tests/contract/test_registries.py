@@ -6,6 +6,7 @@ import torch
 from agents import ALGORITHMS, BASELINES
 from agents.base import Budget
 from envs.errors import UserError
+from envs.observation import ENTRIES
 from envs.registry import Registry
 from envs.rewards import REWARDS
 from stepdrop_rl.data import DATASETS
@@ -39,11 +40,15 @@ def test_a_near_miss_is_answered_with_the_nearest_name(registry: Registry):
 @pytest.mark.parametrize("nfe", [1, 2, 5, 7.3, 32])
 def test_baselines_are_made_from_a_budget(name: str, nfe: float):
     agent = BASELINES.load(name)(Budget(nfe, 980.0, 20.0, 32))
-    p = agent.probabilities(torch.empty(5, 0))
-    assert p.shape == (5,)
+    assert agent.name == name
+    observation = torch.zeros(31, len(ENTRIES) if agent.observes else 0)
+    if agent.observes:  # a row per decision, at its place on the grid
+        observation[:, 0] = torch.arange(1, 32) / 31
+    p = agent.probabilities(observation)
+    assert p.shape == (31,)
     assert bool(((p >= 0) & (p <= 1)).all())
     if agent.times is None:
-        assert 1 + 31 * float(p[0]) == pytest.approx(nfe)
+        assert 1 + float(p.sum()) == pytest.approx(nfe)
     else:
         assert len(agent.times) == -(-nfe // 1)
         assert float(agent.times[0]) == 980.0
