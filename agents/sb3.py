@@ -7,6 +7,7 @@ the price is the only reason to stop. What is learned leaves as :class:`agents.p
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -60,6 +61,16 @@ class _BetweenRollouts(BaseCallback):  # type: ignore[misc]
         return True
 
 
+class LinearDecay:
+    """A learning rate that falls to a tenth over the run."""
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+
+    def __call__(self, progress_remaining: float) -> float:
+        return self.start * (0.1 + 0.9 * progress_remaining)
+
+
 class Learner:
     """An SB3 algorithm over a batch of trajectories.
 
@@ -86,6 +97,10 @@ class Learner:
     ) -> None:
         self.env = env
         self.hyperparameters = {**self.settings(env), **hyperparameters}
+        ours = dict(self.hyperparameters)
+        initial_nfe = ours.pop("initial_nfe", None)
+        if ours.pop("decay", False):
+            ours["learning_rate"] = LinearDecay(ours["learning_rate"])
         try:
             self.model = self.algorithm(
                 "MlpPolicy",
@@ -94,7 +109,7 @@ class Learner:
                 device="cpu",
                 gamma=1.0,
                 policy_kwargs={"net_arch": list(_WIDTHS)},
-                **self.hyperparameters,
+                **ours,
             )
         except TypeError as error:
             unexpected = [key for key in hyperparameters if f"'{key}'" in str(error)]
@@ -102,7 +117,17 @@ class Learner:
                 known = [*self.defaults, "learning_rate", "n_steps", "batch_size", "ent_coef"]
                 raise unknown_name("hyperparameter", unexpected[0], known) from None
             raise UserError(f"hyperparameters do not fit {self.algorithm.__name__}: {error}") from None
+        if initial_nfe is not None:
+            self._start_at(initial_nfe)
         self.model.set_logger(Logger(folder=None, output_formats=[_Dump(log)]))
+
+    def _start_at(self, nfe: float) -> None:
+        """Let the untrained policy spend ``nfe`` on average: cheap to roll out, and built up, not cut down."""
+        others = len(self.env.core.walk.grid) - 1
+        rate = min(max((nfe - 1) / others, 0.01), 0.99)
+        with torch.no_grad():
+            bias = self.actor()[-1][1]
+            bias.copy_(torch.tensor([0.0, math.log(rate / (1 - rate))]))
 
     def settings(self, env: StepDropVecEnv) -> dict[str, Any]:
         """Hyperparameters for this environment."""

@@ -15,8 +15,9 @@ from envs.errors import UserError
 from stepdrop_rl.engine import Engine, Samples
 
 NUM_IMAGES = 1024
-_MOST_STEPS = 10
+_MOST_STEPS = 16
 _NEAR = 0.99  # of the target: near enough
+_DOUBT = 0.05  # of a table's numbers, which other noise made
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ def price_for(
 
     low, high = (math.log(price) for price in policy.info.prices)
     table = [(math.log(price), nfe) for price, nfe in policy.info.price_table]
-    most = min(((x, n) for x, n in table if n > target_nfe), key=lambda p: p[1], default=None)
-    least = max(((x, n) for x, n in table if n <= target_nfe), key=lambda p: p[1], default=None)
+    most = min(((x, n) for x, n in table if n > target_nfe * (1 + _DOUBT)), key=_nfe, default=None)
+    least = max(((x, n) for x, n in table if n < target_nfe * (1 - _DOUBT)), key=_nfe, default=None)
     if most is None or least is None or most[0] >= least[0]:  # beyond the table: measure the range itself
         ends = spend(low), spend(high)
         if ends[1].spent > target_nfe or ends[0].spent < _NEAR * target_nfe:
@@ -79,9 +80,15 @@ def price_for(
         most, least, best = (low, ends[0].spent), (high, ends[1].spent), ends[1]
     else:
         best = None
-    for _ in range(_MOST_STEPS):
+    for step in range(_MOST_STEPS):
+        if best is None and step == _MOST_STEPS // 2:  # the table promised less than the policy spends
+            best = spend(high)
+            least = (high, best.spent)
+            if best.spent > target_nfe:
+                raise UserError(f"target_nfe {target_nfe:g} is out of reach: at least {best.spent:.2f}")
         share = (most[1] - target_nfe * (1 + _NEAR) / 2) / max(most[1] - least[1], 1e-9)
-        x = most[0] + min(max(share, 0.05), 0.95) * (least[0] - most[0])
+        share = 0.5 if step % 3 == 2 else min(max(share, 0.05), 0.95)  # false position, and not that alone
+        x = most[0] + share * (least[0] - most[0])
         middle = spend(x)
         if middle.spent > target_nfe:
             most = (x, middle.spent)
@@ -89,8 +96,9 @@ def price_for(
             best, least = middle, (x, middle.spent)
             if middle.spent >= _NEAR * target_nfe:
                 break
-    if best is None:  # the table promised less than the policy spends: its cheapest price decides
-        best = spend(high)
-        if best.spent > target_nfe:
-            raise UserError(f"target_nfe {target_nfe:g} is out of reach: at least {best.spent:.2f}")
+    assert best is not None, "the range's end was measured half-way at the latest"
     return best
+
+
+def _nfe(point: tuple[float, float]) -> float:
+    return point[1]
