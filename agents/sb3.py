@@ -122,7 +122,7 @@ class Learner:
         self.model.set_logger(Logger(folder=None, output_formats=[_Dump(log)]))
 
     def _start_at(self, nfe: float) -> None:
-        """Let the untrained policy spend ``nfe`` on average: cheap to roll out, and built up, not cut down."""
+        """Let the untrained policy spend ``nfe`` on average: cheap to roll out, built up and not cut down."""
         others = len(self.env.core.walk.grid) - 1
         rate = min(max((nfe - 1) / others, 0.01), 0.99)
         with torch.no_grad():

@@ -80,18 +80,22 @@ def price_for(
         most, least, best = (low, ends[0].spent), (high, ends[1].spent), ends[1]
     else:
         best = None
+    exceeded = False
     for step in range(_MOST_STEPS):
-        if best is None and step == _MOST_STEPS // 2:  # the table promised less than the policy spends
+        if step == _MOST_STEPS // 2 and best is None:  # the table promised less than the policy spends
             best = spend(high)
             least = (high, best.spent)
             if best.spent > target_nfe:
                 raise UserError(f"target_nfe {target_nfe:g} is out of reach: at least {best.spent:.2f}")
+        elif step == _MOST_STEPS // 2 and not exceeded:  # or more
+            most = (low, spend(low).spent)
+        # False position, and not that alone: it creeps where the curve bends.
         share = (most[1] - target_nfe * (1 + _NEAR) / 2) / max(most[1] - least[1], 1e-9)
-        share = 0.5 if step % 3 == 2 else min(max(share, 0.05), 0.95)  # false position, and not that alone
+        share = 0.5 if step % 3 == 2 else min(max(share, 0.05), 0.95)
         x = most[0] + share * (least[0] - most[0])
         middle = spend(x)
         if middle.spent > target_nfe:
-            most = (x, middle.spent)
+            most, exceeded = (x, middle.spent), True
         else:
             best, least = middle, (x, middle.spent)
             if middle.spent >= _NEAR * target_nfe:
