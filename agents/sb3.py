@@ -62,13 +62,14 @@ class _BetweenRollouts(BaseCallback):  # type: ignore[misc]
 
 
 class LinearDecay:
-    """A learning rate that falls to a tenth over the run."""
+    """A learning rate that falls linearly over the declared run, from ``start`` to ``final``·start."""
 
-    def __init__(self, start: float) -> None:
+    def __init__(self, start: float, final: float) -> None:
         self.start = start
+        self.final = final
 
     def __call__(self, progress_remaining: float) -> float:
-        return self.start * (0.1 + 0.9 * progress_remaining)
+        return self.start * (self.final + (1 - self.final) * progress_remaining)
 
 
 class Learner:
@@ -97,10 +98,9 @@ class Learner:
     ) -> None:
         self.env = env
         self.hyperparameters = {**self.settings(env), **hyperparameters}
-        ours = dict(self.hyperparameters)
-        initial_nfe = ours.pop("initial_nfe", None)
-        if ours.pop("decay", False):
-            ours["learning_rate"] = LinearDecay(ours["learning_rate"])
+        given = dict(self.hyperparameters)
+        initial_nfe = given.pop("initial_nfe", None)  # ours; the others are SB3's
+        given["learning_rate"] = LinearDecay(given["learning_rate"], given.pop("final_rate", 1.0))
         try:
             self.model = self.algorithm(
                 "MlpPolicy",
@@ -109,7 +109,7 @@ class Learner:
                 device="cpu",
                 gamma=1.0,
                 policy_kwargs={"net_arch": list(_WIDTHS)},
-                **ours,
+                **given,
             )
         except TypeError as error:
             unexpected = [key for key in hyperparameters if f"'{key}'" in str(error)]
@@ -212,12 +212,18 @@ class PPOLearner(_OnPolicy):
     algorithm = PPO
     defaults: ClassVar[Mapping[str, Any]] = {
         "learning_rate": 1e-3,
-        "batch_size": 1984,
-        "n_epochs": 6,
+        "final_rate": 0.1,
+        "n_epochs": 8,
         "gae_lambda": 0.95,
-        "ent_coef": 0.003,
+        "ent_coef": 0.002,
         "clip_range": 0.2,
+        "initial_nfe": 5.0,
     }
+
+    def settings(self, env: StepDropVecEnv) -> dict[str, Any]:
+        """Four batches per rollout."""
+        settings = super().settings(env)
+        return settings | {"batch_size": max(2, settings["n_steps"] * env.num_envs // 4)}
 
 
 class A2CLearner(_OnPolicy):
@@ -226,9 +232,11 @@ class A2CLearner(_OnPolicy):
     algorithm = A2C
     defaults: ClassVar[Mapping[str, Any]] = {
         "learning_rate": 2e-3,
+        "final_rate": 0.1,
         "gae_lambda": 0.95,
-        "ent_coef": 0.003,
+        "ent_coef": 0.002,
         "normalize_advantage": True,
+        "initial_nfe": 5.0,
     }
 
 

@@ -253,7 +253,7 @@ class _Session:
 
 def _identity(config: TrainPolicyConfig) -> dict[str, Any]:
     """The settings that decide a run's numbers."""
-    free = ("output", "resume", "max_minutes", "tracking", "json", "device", "decisions")
+    free = ("output", "resume", "max_minutes", "tracking", "json", "device")
     return {key: value for key, value in asdict(config).items() if key not in free}
 
 

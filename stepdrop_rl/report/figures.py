@@ -14,6 +14,7 @@ mpl.use("Agg")  # no window, on any machine
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from stepdrop_rl.comparison import Outcome
 from stepdrop_rl.report.images import image_grid
@@ -51,6 +52,8 @@ def quality_against_nfe(
         if floor is not None:
             axes.axhline(floor, color=colour("full"), linestyle="--", linewidth=1.2, label="full trajectory")
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ScalarFormatter())  # 4, 5, 10: not powers of ten
+        axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(3, 1)))
         axes.set_xlabel("network evaluations per image (mean)")
         axes.set_ylabel(f"{distance} (lower is better)")
         axes.set_title(f"{dataset}: {num_images:,} images per point, same noise", loc="left", fontsize=10)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stepdrop_rl.interrupt import StopRequest
 from stepdrop_rl.weights import load_tensors, read_json
 
 TINY_ENV = ["--env.bank-size", "64", "--env.teacher-steps", "8", "--env.num-decisions", "6"]
@@ -93,20 +94,29 @@ def test_train_policy_then_evaluate_then_resume(capsys):
         for field in RECORD_FIELDS:
             assert field in record, field
     assert records[-1]["teacher_mse"] == 0
-    # more decisions: the same run goes on
-    assert call("train_policy", *TINY_POLICY, "--decisions", "400", "--resume") == 0
-    assert "400" in capsys.readouterr().out
+    # a complete run has nothing left to do, and says what it has
+    policy = Path("runs/digits/ppo/policy.safetensors").read_bytes()
+    assert call("train_policy", *TINY_POLICY, "--resume") == 0
+    assert "240 of 240 decisions" in capsys.readouterr().out
+    assert Path("runs/digits/ppo/policy.safetensors").read_bytes() == policy
+    assert call("train_policy", *TINY_POLICY, "--decisions", "400", "--resume") == 2
+    assert "decisions differ" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("algo", ["ppo", "a2c"])
-def test_a_resumed_policy_run_goes_through_the_same_numbers(algo):
+def test_a_resumed_policy_run_goes_through_the_same_numbers(algo, monkeypatch, capsys):
     argv = [*TINY_POLICY, "--algo", algo, "--judge-every", "80"]
     if algo == "a2c":
         argv += ["--hyperparameters", "{}"]
     assert call("train_policy", *argv, "--output", "whole") == 0
-    assert call("train_policy", *argv, "--decisions", "160", "--output", "parts") == 0
+    looks = iter([False, True])
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "__bool__", lambda self: next(looks))
+        assert call("train_policy", *argv, "--output", "parts") == 0
+    assert read_json("parts/state.json")["history"][-1]["decisions"] == 80
     assert call("train_policy", *argv, "--output", "parts", "--resume") == 0
     assert equal_tensors("whole/state.safetensors", "parts/state.safetensors")
+    assert equal_tensors("whole/policy.safetensors", "parts/policy.safetensors")
 
 
 def test_dqn_learns_and_acts(capsys):
