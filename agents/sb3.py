@@ -213,9 +213,9 @@ class PPOLearner(_OnPolicy):
     defaults: ClassVar[Mapping[str, Any]] = {
         "learning_rate": 1e-3,
         "final_rate": 0.1,
-        "n_epochs": 8,
+        "n_epochs": 10,
         "gae_lambda": 0.95,
-        "ent_coef": 0.002,
+        "ent_coef": 0.001,
         "clip_range": 0.2,
         "initial_nfe": 5.0,
     }

@@ -25,6 +25,7 @@ def run(config: BenchmarkConfig) -> None:
     from dataclasses import asdict
 
     from envs.registry import unknown_name
+    from stepdrop_rl.device import resolve_device
     from stepdrop_rl.report.tables import print_table
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import write_json
@@ -37,6 +38,7 @@ def run(config: BenchmarkConfig) -> None:
     for name in config.parts:
         if name not in parts:
             raise unknown_name("part", name, parts)
+    resolve_device(config.device)  # said now, not after the first part
     results: dict[str, list[Row]] = {}
     with start_run(f"benchmark-{config.data.name}", mode=config.tracking, config=asdict(config)) as tracker:
         for name in config.parts:

@@ -195,11 +195,11 @@ class EnvConfig:
     """
 
     solver: str = "multistep"
-    num_decisions: int = 32
+    num_decisions: int = 24
     price: float | None = None
     price_min: float = 0.003
-    price_max: float = 0.3
-    reward: dict[str, float] = field(default_factory=lambda: {"feature": 0.5, "log_ratio": 1.0})
+    price_max: float = 0.12
+    reward: dict[str, float] = field(default_factory=lambda: {"feature": 2.0, "neighbour": 1.0})
     num_features: int = 0
     bank_size: int = 4096
     teacher_steps: int = 50
@@ -244,11 +244,11 @@ class TrainPolicyConfig(CommonConfig):
     env: EnvConfig = field(default_factory=EnvConfig)
     output: str | None = None
     resume: bool = False
-    decisions: int = 500_000
+    decisions: int = 400_000
     max_minutes: float | None = None
     num_envs: int = 256
     hyperparameters: dict[str, Any] = field(default_factory=dict)
-    judge_every: int = 100_000
+    judge_every: int = 80_000
     judge_samples: int = 1024
     target_nfe: list[float] = field(default_factory=lambda: [4.0, 5.0, 6.0, 8.0])
 
@@ -280,7 +280,7 @@ class AgentChoice(CommonConfig):
     target_nfe: float | None = None
     price: float | None = None
     actions: Literal["sample", "mode"] = "sample"
-    num_decisions: int = 32
+    num_decisions: int = 24
     num_samples: int = 2560
     batch_size: int = 256
 

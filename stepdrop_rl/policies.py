@@ -30,13 +30,12 @@ def load_policy(folder: Path) -> LearnedPolicy:
 
 
 def find_policy(algo: str, dataset: str) -> Path:
-    """The folder of the policy that ``algo`` last learned here, else of the one that ships (and say so)."""
+    """The folder of the policy that ``algo`` last learned here, else of the one that ships."""
     trained = run_folder(dataset, algo)
     if (trained / f"{POLICY}.json").is_file():
         return trained
     shipped = PRETRAINED / dataset / "policies" / algo
     if (shipped / f"{POLICY}.json").is_file():
-        print(f"no {algo} policy trained here yet: using the one that ships", file=sys.stderr)
         return shipped
     raise UserError(
         f"no {algo} policy for {dataset} yet: run python -m stepdrop_rl.train_policy --algo {algo}"
@@ -68,9 +67,14 @@ def make_agent(name: str, budget: Budget, *, model: Model, solver: str | None) -
     elif path.is_dir():
         folder = path
     elif path.is_file():
-        return read_schedule(path)
+        schedule = read_schedule(path)
+        assert schedule.times is not None
+        model.denoiser.schedule.check_times(schedule.times)
+        return schedule
     else:
         raise unknown_name("policy", name, [*BASELINES, *ALGORITHMS])
     policy = load_policy(folder)
     check_fit(policy, model, solver)
+    if name in ALGORITHMS and folder.is_relative_to(PRETRAINED):
+        print(f"no {name} policy trained here yet: using the one that ships", file=sys.stderr)
     return policy

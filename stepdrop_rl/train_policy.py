@@ -27,6 +27,7 @@ def run(config: TrainPolicyConfig) -> None:
     from agents import ALGORITHMS
     from envs.rewards import REWARDS
     from envs.sb3 import StepDropVecEnv
+    from stepdrop_rl.data import DATASETS
     from stepdrop_rl.device import resolve_device
     from stepdrop_rl.environment import make_world
     from stepdrop_rl.models.unet import load_model
@@ -35,7 +36,8 @@ def run(config: TrainPolicyConfig) -> None:
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import write_json
 
-    checked = [(ALGORITHMS, [config.algo]), (SOLVERS, [config.env.solver]), (REWARDS, config.env.reward)]
+    checked = [(DATASETS, [config.data.name]), (ALGORITHMS, [config.algo])]
+    checked += [(SOLVERS, [config.env.solver]), (REWARDS, list(config.env.reward))]
     for registry, names in checked:  # before anything is computed
         for name in names:
             registry[name]

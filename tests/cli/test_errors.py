@@ -13,6 +13,8 @@ from stepdrop_rl.cli import COMMANDS
 from stepdrop_rl.models.unet import PRETRAINED
 
 QUICK = ["--tracking", "none"]
+SHIPPED = str(PRETRAINED / "digits" / "policies" / "ppo")
+NO_ATTENTION = "[false,false,false,false,false]"
 
 
 def call(name, *argv):
@@ -82,11 +84,11 @@ def _slowness():
         ("evaluate", ["--price", "0.1", "--policy", "uniform"], "--price is for learned policies"),
         ("evaluate", ["--num-samples", "7"], "multiple of blocks"),
         ("evaluate", ["--policy", "ppo", "--solver", "ddim"], "was trained with solver 'multistep'"),
-        ("evaluate", ["--policy", "ppo", "--target-nfe", "90"], "out of reach"),
+        ("evaluate", ["--policy", SHIPPED, "--target-nfe", "90"], "out of reach"),
         ("evaluate", ["--policy", "dqn"], "run python -m stepdrop_rl.train_policy --algo dqn"),
         ("train_diffusion", ["--schedule.name", "cosin"], "did you mean 'cosine'?"),
         ("train_diffusion", ["--steps", "0"], "steps must be positive"),
-        ("train_diffusion", ["--unet.channels", "[8,8,8,8,8]", "--unet.attention", "[0,0,0,0,0]"], "halved"),
+        ("train_diffusion", ["--unet.channels", "[8,8,8,8,8]", "--unet.attention", NO_ATTENTION], "halved"),
         ("train_extractor", ["--role", "critic"], "role"),
         ("sample", ["--num-samples", "0"], "num_samples must be positive"),
         ("benchmark", ["--parts", "[engin]"], "did you mean 'engine'?"),
