@@ -66,7 +66,7 @@ class StepDropEnv(gymnasium.Env[Observation, np.int64]):
     ``nfe`` evaluations so far, ``quality`` Φ, ``price``, ``image`` the noise's number.
 
     ## Arguments
-    ``gymnasium.make("stepdrop_rl:StepDrop-v0", model="digits", price=0.02, num_decisions=32, ...)``: the
+    ``gymnasium.make("stepdrop_rl:StepDrop-v0", model="digits", price=0.02, num_decisions=24, ...)``: the
     settings of ``EnvConfig``, and ``render_mode="rgb_array"``: the sample, its clean estimate, its timeline.
     """
 
