@@ -43,26 +43,24 @@ def run(config: TrainPolicyConfig) -> None:
             registry[name]
     device = resolve_device(config.device)
     model = load_model(config.model or config.data.name, device)
+    world = make_world(config.env, model=model, root=config.data.root)
+    judge = _judge(config, world)
+    learner: Learner = ALGORITHMS.load(config.algo)(
+        StepDropVecEnv(world.core(config.num_envs)),
+        seed=config.seed,
+        hyperparameters=config.hyperparameters,
+        log=lambda metrics, step: tracker.log_metrics(metrics, step),
+    )
+    # Only now: an earlier run is not moved aside for settings that cannot work.
     folder = prepare_output(
         config.output,
         run_folder(config.data.name, config.algo),
         marker=f"{STATE}.json",
         resume=config.resume,
     )
-    world = make_world(config.env, model=model, root=config.data.root)
-    judge = _judge(config, world)
-    with start_run(
-        f"{config.algo}-{config.data.name}",
-        mode=config.tracking,
-        config=asdict(config),
-        tags={"kind": "train_policy"},
-    ) as tracker:
-        learner: Learner = ALGORITHMS.load(config.algo)(
-            StepDropVecEnv(world.core(config.num_envs)),
-            seed=config.seed,
-            hyperparameters=config.hyperparameters,
-            log=tracker.log_metrics,
-        )
+    name = f"{config.algo}-{config.data.name}"
+    tags = {"command": "train_policy"}
+    with start_run(name, mode=config.tracking, config=asdict(config), tags=tags) as tracker:
         tracker.log_params({f"{config.algo}.{key}": value for key, value in learner.hyperparameters.items()})
         tracker.log_params({"model_hash": model.hash})
         session = _Session(config, world, judge, learner, folder, tracker)
