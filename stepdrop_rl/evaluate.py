@@ -22,7 +22,7 @@ TEACHER_STEPS = 50
 def run(config: EvaluateConfig) -> None:
     """Compare, print the table, write the record, log figures."""
     from agents import BASELINES
-    from stepdrop_rl.comparison import records
+    from stepdrop_rl.comparison import RESULT_SCHEMA, records
     from stepdrop_rl.report.tables import comparison_rows, print_table
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import write_json
@@ -45,17 +45,14 @@ def run(config: EvaluateConfig) -> None:
         ids = [_log_outcome(config, tracker, outcome) for outcome in outcomes]
         found = records(outcomes, arena, git_commit=git_commit(), run_ids=ids)
         _log_figures(config, arena, tracker, outcomes, distance)
-        tracker.log_dict({"schema": RESULT, "records": found}, "result.json")
+        tracker.log_dict({"schema": RESULT_SCHEMA, "records": found}, "result.json")
         where = tracker.where()
     print_table(header, rows, title)
     if config.json is not None:
-        write_json(config.json, {"schema": RESULT, "records": found})
+        write_json(config.json, {"schema": RESULT_SCHEMA, "records": found})
         print(f"records: {config.json}")
     if where:
         print(f"figures and runs: {where}")
-
-
-RESULT = "stepdrop_rl.result/1"
 
 
 def make_arena(config: AgentChoice, *, blocks: int) -> tuple[Arena, Contender]:

@@ -41,8 +41,8 @@ from stepdrop_rl import {name} as module
 shown = io.StringIO()
 with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
     module.main(["--help"])
-slow = {{"torch", "mlflow", "diffusers", "sklearn", "stable_baselines3", "matplotlib", "scipy"}} & set(sys.modules)
-print(shown.getvalue(), "SLOW", sorted(slow))
+slow = {{"torch", "mlflow", "diffusers", "sklearn", "stable_baselines3", "matplotlib", "scipy"}}
+print(shown.getvalue(), "SLOW", sorted(slow & set(sys.modules)))
 """
 
 
