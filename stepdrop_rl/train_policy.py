@@ -45,6 +45,7 @@ def run(config: TrainPolicyConfig) -> None:
     model = load_model(config.model or config.data.name, device)
     world = make_world(config.env, model=model, root=config.data.root)
     judge = _judge(config, world)
+    tracker: Run  # begins when nothing can be wrong any more
     learner: Learner = ALGORITHMS.load(config.algo)(
         StepDropVecEnv(world.core(config.num_envs)),
         seed=config.seed,
