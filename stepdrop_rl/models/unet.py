@@ -155,8 +155,13 @@ def load_model(
     kind = read_json(folder / "config.json").get("_class_name")
     network_class = PixelUnshuffledUNet if kind == "PixelUnshuffledUNet" else UNet2DModel
     try:
-        network = network_class.from_pretrained(folder, use_safetensors=True)
-        network = network.to(device).eval().requires_grad_(False)  # fails where a weight was missing
+        # low_cpu_mem_usage needs accelerate, and is of use for networks a thousand times as large.
+        network, loading = network_class.from_pretrained(
+            folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+        if loading["missing_keys"]:  # diffusers only warns, and leaves them at random
+            raise ValueError(f"its weights lack {', '.join(sorted(loading['missing_keys']))}")
+        network = network.to(device).eval().requires_grad_(False)
     except Exception as error:  # diffusers and safetensors raise many kinds for a damaged file
         raise UserError(
             f"cannot load the network in {folder}: {' '.join(str(error).split())[:200]}"
