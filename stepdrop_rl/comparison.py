@@ -16,6 +16,7 @@ from torch import Tensor
 from agents.base import Agent, Budget
 from agents.policy import LearnedPolicy
 from envs.philox import Role
+from stepdrop_rl.config import DataConfig
 from stepdrop_rl.engine import Engine, Samples
 from stepdrop_rl.grid_ends import END_LAMS
 from stepdrop_rl.metrics import (
@@ -113,6 +114,7 @@ class Arena:
 
     Args:
         model: The diffusion model.
+        data: Where the images are that it learned from.
         solver: Name of the solver.
         times: (N,) decision grid, for agents that bring none.
         seed: Of noise and decisions.
@@ -124,6 +126,7 @@ class Arena:
     """
 
     model: Model
+    data: DataConfig
     solver: str
     times: Tensor
     seed: int
@@ -167,7 +170,7 @@ class Arena:
         A policy may leave the grid's last points out, a schedule through both of the model's ends may not.
         The last time is chosen on validation noise, by the validation judge.
         """
-        extractor, reference = load_reference(self.model.info.dataset, "validation", device=self.times.device)
+        extractor, reference = load_reference(self.data, "validation", self.times.device)
         schedule = self.model.denoiser.schedule
         best: tuple[float, Contender] | None = None
         for lam in END_LAMS:

@@ -29,11 +29,18 @@ class DataConfig:
 
     Args:
         name: Data set.
-        root: Folder that holds it, where it is not embedded (else the variable STEPDROP_DATA).
+        root: Folder that holds it, where it is not embedded (else the variable STEPDROP_DATA, else a cache).
+        size: Pixels per side, for sets whose images come in any size (default: 32, CelebA 64).
+        download: Fetch what is missing, where the set may be fetched.
     """
 
     name: str = "digits"
     root: str | None = None
+    size: int | None = None
+    download: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.size is None or self.size > 0, f"data.size must be positive, not {self.size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +204,9 @@ class EnvConfig:
     solver: str = "multistep"
     num_decisions: int = 24
     price: float | None = None
-    price_min: float = 0.003
-    price_max: float = 0.12
-    reward: dict[str, float] = field(default_factory=lambda: {"feature": 2.0, "neighbour": 1.0})
+    price_min: float = 0.004
+    price_max: float = 0.1
+    reward: dict[str, float] = field(default_factory=lambda: {"feature": 4.0, "neighbour": 1.0})
     num_features: int = 0
     bank_size: int = 4096
     teacher_steps: int = 50
@@ -244,7 +251,7 @@ class TrainPolicyConfig(CommonConfig):
     env: EnvConfig = field(default_factory=EnvConfig)
     output: str | None = None
     resume: bool = False
-    decisions: int = 400_000
+    decisions: int = 480_000
     max_minutes: float | None = None
     num_envs: int = 256
     hyperparameters: dict[str, Any] = field(default_factory=dict)

@@ -137,7 +137,9 @@ class Trainer:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the run's numbers."""
-        return {key: value for key, value in asdict(self.config).items() if key not in _FREE}
+        settings = {key: value for key, value in asdict(self.config).items() if key not in _FREE}
+        settings["data"] = {"name": self.config.data.name, "size": self.config.data.size}  # not where it lies
+        return settings
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint atomically: network, EMA, optimiser moments, step and settings."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +18,7 @@ from envs.rewards import REWARDS
 from envs.rewards.base import Ground, WeightedQuality
 from envs.single import StepDropEnv
 from envs.vector import StepDropVectorEnv
-from stepdrop_rl.config import EnvConfig
+from stepdrop_rl.config import DataConfig, EnvConfig
 from stepdrop_rl.data import load as load_data
 from stepdrop_rl.data import to_float
 from stepdrop_rl.device import resolve_device
@@ -79,8 +79,13 @@ class World:
         )
 
 
-def make_world(config: EnvConfig, *, model: Model, root: str | None = None) -> World:
-    """Put the decision problem of ``model`` together."""
+def data_of(model: Model, data: DataConfig | None = None) -> DataConfig:
+    """Where the images are that ``model`` learned from: ``data``, with the model's own set and size."""
+    return replace(data or DataConfig(), name=model.info.dataset, size=model.denoiser.shape[-1])
+
+
+def make_world(config: EnvConfig, *, model: Model, data: DataConfig | None = None) -> World:
+    """Put the decision problem of ``model`` together; ``data`` says where its images lie."""
     SOLVERS[config.solver]  # names are checked before anything is computed
     for name in config.reward:
         REWARDS[name]
@@ -88,7 +93,7 @@ def make_world(config: EnvConfig, *, model: Model, root: str | None = None) -> W
     times = decision_grid(model, config.num_decisions).to(device)
     bank = load_bank(model, config.solver, steps=config.teacher_steps, size=config.bank_size, device=device)
     extractor = load_extractor("reward", model.info.dataset).to(device).eval().requires_grad_(False)
-    real = to_float(load_data(model.info.dataset, "train", root).images).to(device)
+    real = to_float(load_data(data_of(model, data), "train").images).to(device)
     with torch.no_grad():
         ground = Ground(
             features=extractor,

@@ -67,7 +67,7 @@ def make_arena(config: AgentChoice, *, blocks: int) -> tuple[Arena, Contender]:
     from stepdrop_rl.comparison import Arena
     from stepdrop_rl.data import DATASETS
     from stepdrop_rl.device import resolve_device
-    from stepdrop_rl.environment import decision_grid
+    from stepdrop_rl.environment import data_of, decision_grid
     from stepdrop_rl.metrics import load_reference
     from stepdrop_rl.models.unet import load_model
     from stepdrop_rl.policies import make_agent
@@ -89,9 +89,11 @@ def make_arena(config: AgentChoice, *, blocks: int) -> tuple[Arena, Contender]:
     agent = make_agent(config.policy, budget, model=model, solver=config.solver)
     if config.price is not None and not isinstance(agent, LearnedPolicy):
         raise UserError(f"--price is for learned policies; give '{agent.name}' a --target-nfe")
-    extractor, reference = load_reference(model.info.dataset, "judge", config.data.root, device)
+    data = data_of(model, config.data)
+    extractor, reference = load_reference(data, "judge", device)
     arena = Arena(
         model=model,
+        data=data,
         solver=agent.info.solver if isinstance(agent, LearnedPolicy) else config.solver or DEFAULT_SOLVER,
         times=decision_grid(model, config.num_decisions).to(device),
         seed=config.seed,

@@ -37,7 +37,7 @@ def run(config: TrainDiffusionConfig) -> None:
     from stepdrop_rl.weights import write_json
 
     device = resolve_device(config.device)
-    data = load(config.data.name, "train", config.data.root)
+    data = load(config.data, "train")
     if config.choose_ends:
         load_extractor("validation", config.data.name)  # before hours of training, not after them
     schedule = NoiseSchedule(config.schedule.name, config.schedule.num_train_timesteps, device)
@@ -139,9 +139,7 @@ def _with_chosen_ends(
     from stepdrop_rl.metrics import gather, load_reference
     from stepdrop_rl.metrics.distances import frechet_distance
 
-    extractor, reference = load_reference(
-        config.data.name, "validation", config.data.root, trainer.schedule.device
-    )
+    extractor, reference = load_reference(config.data, "validation", trainer.schedule.device)
     tried: list[Ends] = []
 
     def told(ends: Ends) -> None:

@@ -26,7 +26,7 @@ def run(config: TrainExtractorConfig) -> None:
     device = resolve_device(config.device)
     split = ROLES[config.role].split
     (other,) = set(SPLITS) - {split}
-    data, held_out = (load(config.data.name, name, config.data.root) for name in (split, other))
+    data, held_out = (load(config.data, name) for name in (split, other))
     folder = _output(config)
     name = f"extractor-{config.role}-{config.data.name}"
     with start_run(name, mode=config.tracking, config=asdict(config)) as tracker:

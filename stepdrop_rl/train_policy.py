@@ -43,7 +43,7 @@ def run(config: TrainPolicyConfig) -> None:
             registry[name]
     device = resolve_device(config.device)
     model = load_model(config.model or config.data.name, device)
-    world = make_world(config.env, model=model, root=config.data.root)
+    world = make_world(config.env, model=model, data=config.data)
     judge = _judge(config, world)
     tracker: Run  # begins when nothing can be wrong any more
     learner: Learner = ALGORITHMS.load(config.algo)(
@@ -79,13 +79,14 @@ def run(config: TrainPolicyConfig) -> None:
 def _judge(config: TrainPolicyConfig, world: World) -> ValidationJudge:
     from envs.philox import Role
     from stepdrop_rl.engine import Engine
+    from stepdrop_rl.environment import data_of
     from stepdrop_rl.metrics import gather, load_reference
     from stepdrop_rl.metrics.distances import frechet_distance
     from stepdrop_rl.solvers import SOLVERS
     from stepdrop_rl.validation import ValidationJudge
 
     device = world.times.device
-    extractor, reference = load_reference(world.model.info.dataset, "validation", config.data.root, device)
+    extractor, reference = load_reference(data_of(world.model, config.data), "validation", device)
     engine = Engine(
         denoiser=world.model.denoiser,
         solver=SOLVERS.load(config.env.solver)(),

@@ -6,9 +6,10 @@ from stepdrop_rl.data.base import (
     ImageData,
     Loader,
     Split,
+    folder_of,
     load,
     to_float,
     to_uint8,
 )
 
-__all__ = ["DATASETS", "SPLITS", "ImageData", "Loader", "Split", "load", "to_float", "to_uint8"]
+__all__ = ["DATASETS", "SPLITS", "ImageData", "Loader", "Split", "folder_of", "load", "to_float", "to_uint8"]

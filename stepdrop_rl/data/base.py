@@ -1,7 +1,7 @@
 """What a data set is: a name, two splits, uint8 images with labels.
 
 Shapes: N images of C channels, H x W pixels. Images at rest are uint8 in 0..255; networks see float32 in
-[-1, 1]. A new data set is one module with ``load(split, root)`` and one line in :data:`DATASETS`.
+[-1, 1]. A new data set is one module with ``load(split, source)`` and one line in :data:`DATASETS`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from envs.registry import Registry, unknown_name
+from stepdrop_rl.caches import cache_folder
+from stepdrop_rl.config import DataConfig
 
 Split = Literal["train", "judge"]
 """``train``: what diffusion training, rewards and the validation judge may see; ``judge``: what the judge's
@@ -53,35 +55,40 @@ class ImageData:
 
 
 class Loader(Protocol):
-    """A data set's ``load``: its images of one split; ``root`` is the folder that holds downloaded sets."""
+    """A data set's ``load``: its images of one split."""
 
-    def __call__(self, split: Split, root: Path | None) -> ImageData: ...
+    def __call__(self, split: Split, source: DataConfig) -> ImageData: ...
 
 
 DATASETS = Registry(
     "data set",
     {
         "digits": "stepdrop_rl.data.digits:load",
+        "mnist": "stepdrop_rl.data.mnist:load_mnist",
+        "fashion_mnist": "stepdrop_rl.data.mnist:load_fashion_mnist",
+        "cifar10": "stepdrop_rl.data.cifar10:load",
+        "celeba": "stepdrop_rl.data.celeba:load",
+        "image_folder": "stepdrop_rl.data.image_folder:load",
     },
 )
 
 
-def load(name: str, split: str, root: str | os.PathLike[str] | None = None) -> ImageData:
-    """Return one split of a data set.
-
-    Args:
-        name: A name in :data:`DATASETS`.
-        split: ``train`` or ``judge``.
-        root: Folder with the data, where it is not embedded; without it the variable ``STEPDROP_DATA``.
+def load(source: DataConfig, split: str) -> ImageData:
+    """Return one split (``train`` or ``judge``) of the data set ``source.name``.
 
     Raises:
-        UserError: There is no such data set or split, or its files cannot be read.
+        UserError: There is no such data set or split, or its files cannot be had.
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    loader: Loader = DATASETS.load(name)
-    folder = root or os.environ.get(ROOT_VARIABLE)
-    return loader(split, Path(folder) if folder else None)
+    loader: Loader = DATASETS.load(source.name)
+    return loader(split, source)
+
+
+def folder_of(source: DataConfig) -> Path:
+    """Where a set that is not embedded lies: ``source.root``, else ``$STEPDROP_DATA``, else a cache."""
+    folder = source.root or os.environ.get(ROOT_VARIABLE)
+    return Path(folder) if folder else cache_folder("data")
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -6,18 +6,17 @@ and Kaynak, 1998). Nothing is downloaded.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
+from stepdrop_rl.config import DataConfig
 from stepdrop_rl.data.base import ImageData, Split
 
 _LEVELS = 16  # the largest grey value of the set
 
 
-def load(split: Split, root: Path | None = None) -> ImageData:
-    """Return 1,198 (``train``) or 599 (``judge``: every third) images (N, 1, 8, 8); ``root`` is unused."""
-    del root
+def load(split: Split, source: DataConfig) -> ImageData:
+    """Return 1,198 (``train``) or 599 (``judge``: every third) images (N, 1, 8, 8); they are embedded."""
+    del source
     from sklearn.datasets import load_digits  # takes a second to import
 
     digits = load_digits()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from envs.errors import UserError
 from envs.registry import unknown_name
 from stepdrop_rl.data import Split
+from stepdrop_rl.runs import run_folder
 from stepdrop_rl.weights import PathLike, content_hash, load_into, load_weights, save_weights
 
 PRETRAINED = Path(__file__).parents[1] / "models" / "pretrained"
@@ -204,24 +205,28 @@ class Extractor(nn.Module):
 
 
 def _folder(name_or_folder: PathLike, dataset: str) -> Path:
-    """The folder that holds an extractor: itself, or the shipped one of that name."""
+    """The folder that holds an extractor: itself, the shipped one of that name, or the one trained here."""
     folder = Path(name_or_folder)
     if (folder / f"{_FILE}.json").exists():
         return folder
-    shipped = PRETRAINED / dataset / "extractors"
-    known = sorted(path.parent.name for path in shipped.glob(f"*/{_FILE}.json"))
     name = str(name_or_folder)
     role = name.removeprefix(f"{dataset}_")
-    if role in known:
-        return shipped / role
+    found = {
+        role: place
+        for role in ROLES
+        for place in (run_folder(dataset, f"extractor-{role}"), PRETRAINED / dataset / "extractors" / role)
+        if (place / f"{_FILE}.json").is_file()
+    }
+    if role in found:
+        return found[role]
     if folder.is_dir() or len(folder.parts) > 1:
         raise UserError(f"no extractor in {folder}: {_FILE}.json is missing")
-    if not known:
+    if role in ROLES:
         raise UserError(
-            f"no extractor is shipped for '{dataset}'; train one: "
-            f"python -m stepdrop_rl.train_extractor --data.name {dataset} --role judge"
+            f"no {role} extractor for '{dataset}'; train it: "
+            f"python -m stepdrop_rl.train_extractor --data.name {dataset} --role {role}"
         )
-    raise unknown_name("extractor", name, [f"{dataset}_{role}" for role in known])
+    raise unknown_name("extractor", name, [f"{dataset}_{role}" for role in ROLES])
 
 
 def load_extractor(name_or_folder: PathLike, dataset: str = "digits") -> Extractor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from envs.errors import UserError
 from stepdrop_rl.caches import cache_folder
+from stepdrop_rl.config import DataConfig
 from stepdrop_rl.data import load, to_float, to_uint8
 from stepdrop_rl.metrics.base import FeatureExtractor, Reference, measure
 from stepdrop_rl.metrics.distances import statistics
@@ -119,14 +120,13 @@ def make_reference(
 
 
 def load_reference(
-    dataset: str,
+    data: DataConfig,
     role: str = "judge",
-    root: PathLike | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[Extractor, Reference]:
     """Return a role's shipped extractor, on ``device``, and the reference of the real images of its split."""
-    extractor = load_extractor(role, dataset)
-    images = load(dataset, ROLES[role].split, root).images
+    extractor = load_extractor(role, data.name)
+    images = load(data, ROLES[role].split).images
     cache = cache_folder("references") if len(images) >= DISK_CACHE_FROM else None
     extractor.to(device)
     return extractor, make_reference(images, extractor, cache=cache)

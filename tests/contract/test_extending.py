@@ -29,6 +29,7 @@ from envs.registry import Registry
 from envs.rewards import REWARDS
 from envs.rewards.base import Candidates, Ground, WeightedQuality
 from stepdrop_rl import cli, config
+from stepdrop_rl.config import DataConfig
 from stepdrop_rl.data import load
 from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.engine import Engine
@@ -340,22 +341,19 @@ def test_the_agents_longest_jump_is_the_shortest(ends: tuple[float, float], nfe:
 def test_the_data_set_is_read_and_split(tmp_path: Path) -> None:
     images = np.arange(10 * 3 * 2 * 2, dtype=np.uint8).reshape(10, 3, 2, 2)
     np.savez(tmp_path / "own.npz", images=images, labels=np.arange(10, dtype=np.int32) % 4)
-    train, judge = (load("own", split, tmp_path) for split in ("train", "judge"))
+    train, judge = (load(DataConfig(name="own", root=str(tmp_path)), split) for split in ("train", "judge"))
     assert (len(train), len(judge), train.shape, train.num_classes) == (7, 3, (3, 2, 2), 4)
     assert judge.labels.tolist() == [2, 1, 0]
     both = {image.tobytes() for image in torch.cat((train.images, judge.images)).numpy()}
     assert both == {image.tobytes() for image in images}
 
 
-def test_a_data_set_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("STEPDROP_DATA", raising=False)
-    with pytest.raises(UserError, match="needs the folder"):
-        load("own", "train")
+def test_a_data_set_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     for damaged in (None, b"", b"PK\x03\x04 not really", b"text"):
         if damaged is not None:
             (tmp_path / "own.npz").write_bytes(damaged)
         with pytest.raises(UserError, match="cannot read") as caught:
-            load("own", "train", tmp_path)
+            load(DataConfig(name="own", root=str(tmp_path)), "train")
         assert "\n" not in str(caught.value)
 
 

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from envs.errors import UserError
 from stepdrop_rl import weights
-from stepdrop_rl.data import DATASETS, SPLITS, ImageData, digits, load, to_float, to_uint8
+from stepdrop_rl.config import DataConfig
+from stepdrop_rl.data import DATASETS, SPLITS, folder_of, load, to_float, to_uint8
 
 
 def test_digits_splits_share_nothing_and_cover_everything() -> None:
-    train, judge = (load("digits", split) for split in SPLITS)
+    train, judge = (load(DataConfig(), split) for split in SPLITS)
     assert (len(train), len(judge)) == (1198, 599)
     original = load_digits()
     everything = torch.as_tensor(original.images)
@@ -44,29 +47,145 @@ def test_uint8_and_float_undo_each_other() -> None:
     assert to_uint8(beyond).tolist() == [0, 0, 255, 255, 0, 255]
 
 
-def test_the_root_is_the_argument_else_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen = []
-    image = ImageData(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
-
-    def recording(split: str, root: Path | None) -> ImageData:
-        seen.append(root)
-        return image
-
-    monkeypatch.setattr(digits, "load", recording)
+def test_the_folder_is_the_argument_else_the_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("STEPDROP_DATA", raising=False)
-    load("digits", "train")
+    monkeypatch.setenv("STEPDROP_CACHE", str(tmp_path / "cache"))
+    assert folder_of(DataConfig()) == tmp_path / "cache" / "data"
     monkeypatch.setenv("STEPDROP_DATA", str(tmp_path))
-    load("digits", "train")
-    load("digits", "train", "elsewhere")
-    assert seen == [None, tmp_path, Path("elsewhere")]
+    assert folder_of(DataConfig()) == tmp_path
+    assert folder_of(DataConfig(root="elsewhere")) == Path("elsewhere")
 
 
 def test_unknown_names_suggest_the_nearest() -> None:
     with pytest.raises(UserError, match=r"unknown data set 'digit'; did you mean 'digits'\?"):
-        load("digit", "train")
+        load(DataConfig(name="digit"), "train")
     with pytest.raises(UserError, match=r"unknown split 'training'; did you mean 'train'\?"):
-        load("digits", "training")
+        load(DataConfig(), "training")
     assert "digits" in DATASETS
+
+
+# --- sets that lie in files ---------------------------------------------------------------------------------
+
+needs_data = pytest.mark.skipif("STEPDROP_DATA" not in os.environ, reason="STEPDROP_DATA is not set")
+OFFICIAL = {"mnist": (60_000, 1), "fashion_mnist": (60_000, 1), "cifar10": (50_000, 3)}
+
+
+@needs_data
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_the_official_sets(name: str) -> None:
+    source = DataConfig(name=name, download=False)
+    train, judge = (load(source, split) for split in SPLITS)
+    count, channels = OFFICIAL[name]
+    assert (len(train), len(judge)) == (count, 10_000)
+    assert train.shape == judge.shape == (channels, 32, 32)
+    assert judge.labels.bincount().min() > 800
+    assert train.num_classes == judge.num_classes == 10
+    assert train.images.is_contiguous()
+
+
+@needs_data
+def test_pixels_are_where_they_belong() -> None:
+    """First training images, counted by hand in the published files: a 5, an ankle boot, a frog."""
+    five = load(DataConfig(name="mnist"), "train")
+    assert five.labels[0] == 5
+    assert five.images[0, 0, 2 + 5, 2 + 12 : 2 + 16].tolist() == [3, 18, 18, 18]
+    assert five.images[0, 0, :2].sum() == five.images[0, 0, :, 30:].sum() == 0  # the padding
+    assert load(DataConfig(name="fashion_mnist"), "train").labels[:3].tolist() == [9, 0, 0]
+    frog = load(DataConfig(name="cifar10"), "train")
+    assert frog.labels[0] == 6
+    assert frog.images[0, :, 0, 0].tolist() == [59, 62, 63]  # red, green, blue of the corner
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "celeba", "image_folder"])
+def test_missing_files_are_one_line_that_says_what_to_do(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"--data\.root or STEPDROP_DATA") as error:
+        load(DataConfig(name=name, root=str(tmp_path), download=False), "train")
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_fetched_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", no_network)
+    with pytest.raises(UserError, match="could not be fetched: no route to host"):
+        load(DataConfig(name="cifar10", root=str(tmp_path)), "train")
+
+
+def picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (40, 20)) -> None:
+    """Grey, but for a square of ``colour`` in the middle."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", size, (128, 128, 128))
+    side = min(size)
+    image.paste(colour, ((size[0] - side) // 2, (size[1] - side) // 2, *[(s + side) // 2 for s in size]))
+    image.save(path)
+
+
+def test_a_folder_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEPDROP_CACHE", str(tmp_path / "cache"))
+    for i in range(12):
+        picture(tmp_path / "data" / "ab"[i % 2] / f"{i:02}.png", (i, 0, 255 - i))
+    source = DataConfig(name="image_folder", root=str(tmp_path / "data"), size=8)
+    train, judge = (load(source, split) for split in SPLITS)
+    assert train.shape == judge.shape == (3, 8, 8)
+    assert judge.images[:, 0, 4, 4].tolist() == [0, 9]  # sorted: a/00 a/02 ... a/10 b/01 ... b/09
+    assert sorted(train.images[:, 0, 4, 4].tolist()) == [1, 2, 3, 4, 5, 6, 7, 8, 10, 11]
+    assert train.labels.tolist() == [0] * 5 + [1] * 5
+    assert (train.images[:, 2] == 255 - train.images[:, 0]).all()  # the grey is cropped away
+    before = {path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert torch.equal(load(source, "train").images, train.images)
+    assert {path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")} == before
+    picture(tmp_path / "data" / "a" / "02.png", (200, 0, 55))  # a changed file is decoded again
+    assert 200 in load(source, "train").images[:, 0, 4, 4].tolist()
+    (tmp_path / "data" / "a" / "04.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"cannot read the image .*04\.png"):
+        load(source, "train")
+
+
+def test_a_folder_with_its_own_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEPDROP_CACHE", str(tmp_path / "cache"))
+    for split, red in (("train", 10), ("test", 20)):
+        for i in range(3):
+            picture(tmp_path / split / "a" / f"{i}.png", (red + i, 0, 0))
+    source = DataConfig(name="image_folder", root=str(tmp_path))
+    assert load(source, "train").images[:, 0, 0, 0].tolist() == [10, 11, 12]
+    assert load(source, "judge").images[:, 0, 0, 0].tolist() == [20, 21, 22]
+    assert load(source, "judge").shape == (3, 32, 32)
+
+
+def test_celeba_is_cropped_to_the_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On files of CelebA's layout and size; its checksums cannot hold for them."""
+    monkeypatch.setenv("STEPDROP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torchvision.datasets.CelebA, "_check_integrity", lambda self: True)
+    base = tmp_path / "celeba"
+    names = [f"00000{i}.jpg" for i in range(1, 6)]
+    for name in names:
+        picture(base / "img_align_celeba" / name, (250, 0, 0), (178, 218))
+    parts = [0, 0, 0, 2, 2]  # three for training, two for testing
+    (base / "list_eval_partition.txt").write_text(
+        "".join(f"{name} {part}\n" for name, part in zip(names, parts, strict=True))
+    )
+    header = " ".join(f"A{i}" for i in range(40))
+    rows = [["-1"] * 40 for _ in names]
+    rows[1][20] = rows[2][31] = "1"
+    table = "".join(f"{name} {' '.join(row)}\n" for name, row in zip(names, rows, strict=True))
+    (base / "list_attr_celeba.txt").write_text(f"{len(names)}\n{header}\n{table}")
+    for other, columns in (
+        ("identity_CelebA", 1),
+        ("list_bbox_celeba", 4),
+        ("list_landmarks_align_celeba", 10),
+    ):
+        lines = "".join(f"{name} {' '.join(['1'] * columns)}\n" for name in names)
+        head = "" if columns == 1 else f"{len(names)}\n{' '.join('abcdefghij'[:columns])}\n"
+        (base / f"{other}.txt").write_text(head + lines)
+    source = DataConfig(name="celeba", root=str(tmp_path), download=False)
+    train, judge = (load(source, split) for split in SPLITS)
+    assert (train.images.shape, judge.images.shape) == ((3, 3, 64, 64), (2, 3, 64, 64))
+    assert train.labels.tolist() == [0, 2, 1]  # neither, man, smiling woman
+    assert (train.images[:, 0].float() - 250).abs().max() < 12  # nothing but the face's square
 
 
 # --- files --------------------------------------------------------------------------------------------------

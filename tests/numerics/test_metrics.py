@@ -20,6 +20,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from envs.errors import UserError
+from stepdrop_rl.config import DataConfig
 from stepdrop_rl.data import load, to_float
 from stepdrop_rl.metrics import (
     METRICS,
@@ -66,7 +67,7 @@ class Halves(NamedTuple):
 
 @pytest.fixture(scope="module", params=ROLES)
 def halves(request: pytest.FixtureRequest) -> Halves:
-    data = load("digits", ROLES[request.param].split)
+    data = load(DataConfig(), ROLES[request.param].split)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
     first, second = order.tensor_split(2)
     extractor = load_extractor(request.param)
@@ -129,13 +130,13 @@ def test_batch_size_changes_nothing(halves: Halves) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_shipped_extractors_are_what_they_say(role: str) -> None:
-    extractor, real = load_reference("digits", role)
+    extractor, real = load_reference(DataConfig(), role)
     described = extractor.metadata
     assert extractor.name == real.extractor == f"digits_{role}"
     assert (described["role"], described["split"]) == (role, ROLES[role].split)
     assert extractor.config == ROLES[role].config(1, 10)
     (other,) = {"train", "judge"} - {described["split"]}
-    assert accuracy(extractor, load("digits", other)) == described["accuracy_on_other_split"] > 0.97
+    assert accuracy(extractor, load(DataConfig(), other)) == described["accuracy_on_other_split"] > 0.97
     # Standardised on the images that the reference is made of.
     assert 100 <= real.features.shape[1] == extractor.num_features <= 250
     torch.testing.assert_close(
@@ -177,14 +178,14 @@ def test_a_saved_extractor_comes_back(tmp_path: Path) -> None:
     assert again.content_hash == identity == extractor.content_hash
     assert again.metadata == extractor.metadata
     assert not again.training
-    x = to_float(load("digits", "judge").images[:9])
+    x = to_float(load(DataConfig(), "judge").images[:9])
     assert torch.equal(again(x), extractor(x))
 
 
 def test_extractors_that_are_not_there() -> None:
     with pytest.raises(UserError, match=r"unknown extractor 'juge'; did you mean 'digits_judge'\?"):
         load_extractor("juge")
-    with pytest.raises(UserError, match="no extractor is shipped for 'celeba'"):
+    with pytest.raises(UserError, match="no judge extractor for 'celeba'; train it"):
         load_extractor("judge", "celeba")
     with pytest.raises(UserError, match=r"no extractor in some.folder: extractor\.json is missing"):
         load_extractor("some/folder")
@@ -223,7 +224,7 @@ class _Counting:
 
 
 def test_a_reference_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = load("digits", "judge").images[:50]
+    images = load(DataConfig(), "judge").images[:50]
     extractor = _Counting(load_extractor("judge"))
     monkeypatch.setattr(reference, "_references", {})
     first = make_reference(images, extractor, cache=tmp_path)
@@ -248,7 +249,7 @@ def test_a_reference_is_computed_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_cannot_be_judged_is_refused() -> None:
-    extractor, real = load_reference("digits", "judge")
+    extractor, real = load_reference(DataConfig(), "judge")
     images = torch.zeros(8, 1, 8, 8)
     images[3, 0, 2, 2] = float("nan")
     with pytest.raises(UserError, match="1 of 8 images hold NaN"):
@@ -377,8 +378,8 @@ def test_precision_and_recall_of_points_on_a_line() -> None:
 
 
 def test_every_metric_comes_over_blocks() -> None:
-    extractor, real = load_reference("digits", "judge")
-    images = to_float(load("digits", "train").images[:500])
+    extractor, real = load_reference(DataConfig(), "judge")
+    images = to_float(load(DataConfig(), "train").images[:500])
     features, logits = gather(images, extractor)
     blocks = over_blocks(features, logits, real, 5)
     assert blocks.keys() == quality(images, real, extractor).keys()

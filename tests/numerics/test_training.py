@@ -23,7 +23,7 @@ TINY = UNetConfig(channels=[8, 16], attention=[False, True], head_dim=8, dropout
 
 @pytest.fixture(scope="module")
 def digits() -> Tensor:
-    return load("digits", "train").images
+    return load(DataConfig(), "train").images
 
 
 def config(**changes: Any) -> TrainDiffusionConfig:
