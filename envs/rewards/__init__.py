@@ -9,6 +9,7 @@ REWARDS = Registry(
         "feature": "envs.rewards.teacher:FeatureDistance",
         "witness": "envs.rewards.distribution:Witness",
         "log_ratio": "envs.rewards.distribution:LogRatio",
+        "realism": "envs.rewards.realism:Realism",
         "neighbour": "envs.rewards.distribution:NeighbourRatio",
     },
 )

@@ -86,6 +86,30 @@ class Term(Protocol):
         """Mean score of full trajectories minus that of first evaluations, on the bank."""
 
 
+class Stateless:
+    """The half of a :class:`Term` that keeps nothing between episodes."""
+
+    def __init__(self, ground: Ground, num_rows: int) -> None:
+        del num_rows
+        self.ground = ground
+
+    def reset(self, seed: int) -> None:
+        """Nothing to forget."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Nothing."""
+
+    def begin(self, rows: Tensor, images: Tensor, prices: Tensor) -> None:
+        """Nothing to frame."""
+
+    def end(self, candidates: Candidates) -> None:
+        """Nothing to learn."""
+
+
 class WeightedQuality:
     """Φ = scale·Σ weight·term, scaled so that full trajectory minus first evaluation averages 1.
 

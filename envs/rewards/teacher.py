@@ -5,30 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.rewards.base import Candidates, Ground
+from envs.rewards.base import Candidates, Stateless
 
 
-class TeacherDistance:
-    """Minus a distance to the teacher's result; keeps nothing between episodes."""
-
-    def __init__(self, ground: Ground, num_rows: int) -> None:
-        self.ground = ground
-
-    def reset(self, seed: int) -> None:
-        """Nothing to forget."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing."""
-        return {}
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Nothing."""
-
-    def begin(self, rows: Tensor, images: Tensor, prices: Tensor) -> None:
-        """Nothing to frame."""
-
-    def end(self, candidates: Candidates) -> None:
-        """Nothing to learn."""
+class TeacherDistance(Stateless):
+    """Minus a distance to the teacher's result."""
 
     def score(self, candidates: Candidates) -> Tensor:
         """(R,)."""

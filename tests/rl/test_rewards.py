@@ -7,6 +7,7 @@ import torch
 
 from envs.rewards.base import Candidates, Ground
 from envs.rewards.distribution import GeneratedSet, LogRatio, NeighbourRatio, Witness
+from envs.rewards.realism import Realism
 from envs.rewards.teacher import FeatureDistance, PixelDistance
 
 from .conftest import flat_features
@@ -40,6 +41,17 @@ def test_teacher_distances_by_hand(line):
     # mean distance of the real images 0, 1, 2: (1 + 2 + 1)/3
     feature = FeatureDistance(line, 2).score(candidates(line, [0, 1], [1, 3], [0.75, 1.0]))
     torch.testing.assert_close(feature, torch.tensor([-0.25, -2.0]) / (4 / 3))
+
+
+def test_realism_by_hand():
+    real = torch.tensor([[0.0], [1.0], [2.0], [3.0], [4.0], [9.0]])
+    ground = ground_of(real, torch.tensor([2.0, 4.0]))  # first evaluations: 3 and 5
+    realism = Realism(ground, 1)
+    x = candidates(ground, [0, 0], [0, 0], [2.5, 20.0])
+    # the fifth of the distances 2.5 1.5 0.5 0.5 1.5 6.5, and of 20 19 18 17 16 11
+    torch.testing.assert_close(realism.score(x), -torch.log(torch.tensor([2.5, 19.0])))
+    # fifth distances: of 2 and 4 they are 2 and 4, of 3 and 5 they are 3 and 4
+    assert realism.gain() == pytest.approx(math.log(3 * 4 / (2 * 4)) / 2, rel=1e-5)
 
 
 def kernel(d2, median2):
