@@ -35,6 +35,7 @@ from stepdrop_rl.pricing import price_for
 from stepdrop_rl.solvers import SOLVERS
 
 _LATENCY_REPEATS = 9
+TUNED = "*"  # ends the name of a fixed schedule whose last time was chosen
 _TUNING_IMAGES = 512
 RESULT_SCHEMA = "stepdrop_rl.result/1"
 
@@ -186,7 +187,7 @@ class Arena:
             images = self.engine(agent, Role.VALIDATION).sample(agent, _TUNING_IMAGES).images
             distance = frechet_distance(gather(images, extractor)[0], reference.statistics)
             if best is None or distance < best[0]:
-                agent.name = f"{name}*"
+                agent.name = f"{name}{TUNED}"
                 best = (distance, Contender(agent))
         assert best is not None, "END_LAMS holds ends inside every model's grid"
         return best[1]

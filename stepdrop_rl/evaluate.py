@@ -189,13 +189,22 @@ def judge_distance(arena: Arena, images: Any) -> float:
 def draw_curves(
     config: EvaluateConfig, arena: Arena, requested: Contender, outcomes: Sequence[Outcome]
 ) -> dict[str, list[tuple[float, float]]]:
-    """(mean NFE, distance): baselines at ``config.curve``, a learned policy at prices that span it."""
+    """(mean NFE, distance): baselines at ``config.curve``, a learned policy at prices that span it.
+
+    Of the fixed schedules with a chosen last time only the best is drawn: choosing takes its time.
+    """
+    from stepdrop_rl.comparison import TUNED
     from stepdrop_rl.report.progress import progress_bar
 
     contenders = {requested.agent.name: _curve_of(config, arena, requested)}
     for outcome in outcomes:
         if outcome.name in config.baselines:
             contenders[outcome.name] = [arena.contender(outcome.name, nfe) for nfe in config.curve]
+    distance = f"fd_{arena.extractor.name}"
+    tuned = [outcome for outcome in outcomes if outcome.name.endswith(TUNED)]
+    if tuned:
+        best = min(tuned, key=lambda outcome: outcome.estimates[distance].mean).name
+        contenders[best] = [arena.tuned(best.removesuffix(TUNED), nfe) for nfe in config.curve]
     curves: dict[str, list[tuple[float, float]]] = {}
     with progress_bar() as bar:
         task = bar.add_task("quality against NFE", total=sum(map(len, contenders.values())), note="")

@@ -48,7 +48,8 @@ def quality_against_nfe(
         figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
         for name, points in curves.items():
             nfe, value = zip(*sorted(points), strict=True)
-            axes.plot(nfe, value, "o-", color=colour(name), label=name, linewidth=1.8, markersize=5)
+            style = "o:" if name.endswith("*") else "o-"
+            axes.plot(nfe, value, style, color=colour(name), label=name, linewidth=1.8, markersize=5)
         if floor is not None:
             axes.axhline(floor, color=colour("full"), linestyle="--", linewidth=1.2, label="full trajectory")
         axes.set_yscale("log")
