@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from stepdrop_rl.metrics import (
     BlockMean,
     FeatureExtractor,
     Reference,
+    default_judge,
     gather,
     load_reference,
     over_blocks,
@@ -121,8 +123,7 @@ class Arena:
         seed: Of noise and decisions.
         batch_size: Images held at once.
         blocks: Disjoint blocks of noise.
-        extractor: Judges images; no reward knows it.
-        reference: The real images as it sees them.
+        judge: Who judges images: an extractor that no reward knows (default: the data set's).
         mode: Learned policies take the likelier action.
     """
 
@@ -133,9 +134,22 @@ class Arena:
     seed: int
     batch_size: int
     blocks: int
-    extractor: FeatureExtractor
-    reference: Reference
+    judge: str | None = None
     mode: bool = False
+
+    @cached_property
+    def _judging(self) -> tuple[FeatureExtractor, Reference]:
+        return load_reference(self.data, self.judge or default_judge(self.data.name), self.times.device)
+
+    @property
+    def extractor(self) -> FeatureExtractor:
+        """The judge's network."""
+        return self._judging[0]
+
+    @property
+    def reference(self) -> Reference:
+        """The real images as the judge sees them."""
+        return self._judging[1]
 
     def engine(self, agent: Agent, role: Role = Role.EVALUATION) -> Engine:
         """An engine for ``agent``."""

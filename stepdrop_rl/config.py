@@ -301,10 +301,23 @@ class AgentChoice(CommonConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    """Who judges.
+
+    Args:
+        extractor: judge (our own network of the data set), efficientnet_lite0, or the folder of another
+            (default: judge for handwriting, efficientnet_lite0 for other images).
+    """
+
+    extractor: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(AgentChoice):
     """Compare a policy with its baselines: same mean NFE, same solver, same noise.
 
     Args:
+        metrics: Who judges.
         baselines: Agents to compare with.
         blocks: Disjoint blocks of noise; every distance is a mean over them with its standard error.
         tuned: Also show fixed baselines with the last time that suits their budget best, marked *.
@@ -313,6 +326,7 @@ class EvaluateConfig(AgentChoice):
         curve_samples: Images per point of that figure.
     """
 
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     baselines: list[str] = field(default_factory=lambda: ["uniform", "quadratic", "bernoulli"])
     blocks: int = 5
     tuned: bool = True

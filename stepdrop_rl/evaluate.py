@@ -29,13 +29,13 @@ def run(config: EvaluateConfig) -> None:
 
     for name in config.baselines:
         BASELINES[name]
-    arena, requested = make_arena(config, blocks=config.blocks)
+    arena, requested = make_arena(config, blocks=config.blocks, judge=config.metrics.extractor)
+    distance = f"fd_{arena.extractor.name}"  # a judge that cannot be had is noticed before images are drawn
     name = f"evaluate-{requested.agent.name}-{config.data.name}"
     with start_run(
         name, mode=config.tracking, config=asdict(config), tags={"command": "evaluate"}
     ) as tracker:
         outcomes = compare(config, arena, requested)
-        distance = f"fd_{arena.extractor.name}"
         header, rows = comparison_rows(outcomes, distance)
         per_block = config.num_samples // config.blocks
         title = (
@@ -55,8 +55,8 @@ def run(config: EvaluateConfig) -> None:
         print(f"figures and runs: {where}")
 
 
-def make_arena(config: AgentChoice, *, blocks: int) -> tuple[Arena, Contender]:
-    """Load the model and the judge, and settle the requested policy's budget."""
+def make_arena(config: AgentChoice, *, blocks: int, judge: str | None = None) -> tuple[Arena, Contender]:
+    """Load the model and settle the requested policy's budget."""
     from pathlib import Path
 
     from agents import ALGORITHMS, BASELINES
@@ -68,7 +68,6 @@ def make_arena(config: AgentChoice, *, blocks: int) -> tuple[Arena, Contender]:
     from stepdrop_rl.data import DATASETS
     from stepdrop_rl.device import resolve_device
     from stepdrop_rl.environment import data_of, decision_grid
-    from stepdrop_rl.metrics import load_reference
     from stepdrop_rl.models.unet import load_model
     from stepdrop_rl.policies import make_agent
     from stepdrop_rl.solvers import SOLVERS
@@ -90,7 +89,6 @@ def make_arena(config: AgentChoice, *, blocks: int) -> tuple[Arena, Contender]:
     if config.price is not None and not isinstance(agent, LearnedPolicy):
         raise UserError(f"--price is for learned policies; give '{agent.name}' a --target-nfe")
     data = data_of(model, config.data)
-    extractor, reference = load_reference(data, "judge", device)
     arena = Arena(
         model=model,
         data=data,
@@ -99,8 +97,7 @@ def make_arena(config: AgentChoice, *, blocks: int) -> tuple[Arena, Contender]:
         seed=config.seed,
         batch_size=config.batch_size,
         blocks=blocks,
-        extractor=extractor,
-        reference=reference,
+        judge=judge,
         mode=config.actions == "mode",
     )
     return arena, arena.settle(agent, nfe, config.price)

@@ -3,7 +3,14 @@
 from stepdrop_rl.metrics.base import METRICS, FeatureExtractor, Metric, Reference, measure
 from stepdrop_rl.metrics.blocks import BlockMean, Difference, block_mean, over_blocks, paired_difference
 from stepdrop_rl.metrics.extractor import ROLES, Extractor, load_extractor
-from stepdrop_rl.metrics.reference import gather, load_reference, make_reference, quality
+from stepdrop_rl.metrics.reference import (
+    default_judge,
+    find_extractor,
+    gather,
+    load_reference,
+    make_reference,
+    quality,
+)
 
 __all__ = [
     "METRICS",
@@ -15,6 +22,8 @@ __all__ = [
     "Metric",
     "Reference",
     "block_mean",
+    "default_judge",
+    "find_extractor",
     "gather",
     "load_extractor",
     "load_reference",

@@ -32,6 +32,9 @@ class FeatureExtractor(Protocol):
     def device(self) -> torch.device:
         """Where it takes images."""
 
+    def to(self, device: torch.device | str) -> FeatureExtractor:
+        """Move it."""
+
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both, from one pass."""
 
@@ -55,6 +58,14 @@ class Reference:
         """M."""
         return len(self.features)
 
+
+EXTRACTORS = Registry(
+    "extractor",
+    {
+        "efficientnet_lite0": "stepdrop_rl.metrics.efficientnet:load",
+    },
+)
+"""Networks of others that judge any data set; our own are found by role, name or folder."""
 
 Metric = Callable[[Tensor, Tensor, Reference], dict[str, float]]
 

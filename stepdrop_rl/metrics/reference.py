@@ -5,7 +5,7 @@ Images are judged as the files they would become: clamped to [-1, 1] and rounded
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from envs.errors import UserError
 from stepdrop_rl.caches import cache_folder
 from stepdrop_rl.config import DataConfig
 from stepdrop_rl.data import load, to_float, to_uint8
-from stepdrop_rl.metrics.base import FeatureExtractor, Reference, measure
+from stepdrop_rl.metrics.base import EXTRACTORS, FeatureExtractor, Reference, measure
 from stepdrop_rl.metrics.distances import statistics
-from stepdrop_rl.metrics.extractor import ROLES, Extractor, load_extractor
+from stepdrop_rl.metrics.extractor import ROLES, load_extractor
 from stepdrop_rl.weights import PathLike, content_hash, load_tensors, save_tensors
 
 BATCH_SIZE = 256
 DISK_CACHE_FROM = 10_000  # images; the features of fewer are made in a moment
+OUR_JUDGES = ("digits", "mnist")  # handwriting says little to a network that knows photographs
 _VERSION = 1  # of what is stored; a change of the meaning of features changes it
 
 _references: dict[str, Reference] = {}
@@ -119,17 +120,34 @@ def make_reference(
     return reference
 
 
+def default_judge(dataset: str) -> str:
+    """Who judges a data set if nobody is named: an ImageNet network, where it has something to see."""
+    return "judge" if dataset in OUR_JUDGES else "efficientnet_lite0"
+
+
+def find_extractor(name_or_folder: PathLike, dataset: str) -> FeatureExtractor:
+    """Return an extractor by role, name or folder, on the CPU; :class:`UserError` where there is none."""
+    if name_or_folder in EXTRACTORS:
+        make: Callable[[], FeatureExtractor] = EXTRACTORS.load(str(name_or_folder))
+        return make()
+    return load_extractor(name_or_folder, dataset)
+
+
 def load_reference(
     data: DataConfig,
-    role: str = "judge",
+    extractor: PathLike = "judge",
     device: torch.device | str = "cpu",
-) -> tuple[Extractor, Reference]:
-    """Return a role's shipped extractor, on ``device``, and the reference of the real images of its split."""
-    extractor = load_extractor(role, data.name)
-    images = load(data, ROLES[role].split).images
+) -> tuple[FeatureExtractor, Reference]:
+    """Return an extractor, on ``device``, and the reference of the real images that it compares with.
+
+    A role of ours compares with the images of its split, everyone else with the split ``judge``, which no
+    diffusion model and no reward has seen.
+    """
+    found = find_extractor(extractor, data.name).to(device)
+    split = ROLES[str(extractor)].split if extractor in ROLES else "judge"
+    images = load(data, split).images
     cache = cache_folder("references") if len(images) >= DISK_CACHE_FROM else None
-    extractor.to(device)
-    return extractor, make_reference(images, extractor, cache=cache)
+    return found, make_reference(images, found, cache=cache)
 
 
 def quality(

