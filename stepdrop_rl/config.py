@@ -109,6 +109,25 @@ class UNetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What training makes small.
+
+    Args:
+        name: ddpm, s2dm (the skip-step loss of S²-DM) or s2dm_weight (its control: the same weights alone).
+        skip: Steps that S²-DM skips.
+        tau: Share of the plain loss in S²-DM's.
+    """
+
+    name: str = "ddpm"
+    skip: int = 10
+    tau: float = 0.99
+
+    def __post_init__(self) -> None:
+        _require(self.skip > 0, f"loss.skip must be positive, not {self.skip}")
+        _require(0 <= self.tau <= 1, f"loss.tau must be in [0, 1], not {self.tau}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainDiffusionConfig(CommonConfig):
     """Train a tiny diffusion model.
 
@@ -123,7 +142,8 @@ class TrainDiffusionConfig(CommonConfig):
         weight_decay: AdamW's.
         grad_clip: Largest gradient norm.
         ema_decay: Decay of the averaged weights.
-        min_snr_gamma: Loss weight min(SNR, gamma)/SNR; 0 turns it off.
+        loss: What training makes small.
+        min_snr_gamma: Weight min(SNR, gamma)/SNR of the ddpm loss; 0 turns it off.
         flip: Mirror half of the images.
         prediction: epsilon or v_prediction.
         precision: Of the network; auto is bfloat16 on CUDA, else float32.
@@ -144,6 +164,7 @@ class TrainDiffusionConfig(CommonConfig):
     weight_decay: float = 0.01
     grad_clip: float = 1.0
     ema_decay: float = 0.999
+    loss: LossConfig = field(default_factory=LossConfig)
     min_snr_gamma: float = 0.0
     flip: bool = False
     prediction: Prediction = "epsilon"
@@ -160,6 +181,10 @@ class TrainDiffusionConfig(CommonConfig):
         _require(self.batch_size > 0, f"batch_size must be positive, not {self.batch_size}")
         _require(self.warmup_steps < self.steps, "warmup_steps must be smaller than steps")
         _require(0 <= self.ema_decay < 1, "ema_decay must be in [0, 1)")
+        _require(
+            self.min_snr_gamma == 0 or self.loss.name == "ddpm",
+            f"min_snr_gamma weights the ddpm loss; {self.loss.name} has weights of its own",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

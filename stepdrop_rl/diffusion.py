@@ -16,7 +16,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from envs.errors import UserError
 from envs.registry import Registry
@@ -121,20 +120,3 @@ def to_epsilon(schedule: NoiseSchedule, prediction: str, output: Tensor, x_t: Te
         return output
     alpha, sigma = schedule.alpha_sigma(t)
     return image_scale(alpha, x_t) * output + image_scale(sigma, x_t) * x_t
-
-
-def loss_weight(schedule: NoiseSchedule, prediction: str, t: Tensor, min_snr_gamma: float) -> Tensor:
-    """Per-sample weight, (B,): 1, or min-SNR-γ (Hang et al. 2023).
-
-    That is min(SNR, γ)/SNR for eps, min(SNR, γ)/(SNR + 1) for v.
-    """
-    if min_snr_gamma <= 0:
-        return torch.ones_like(t, dtype=torch.float64)
-    snr = torch.exp(2 * schedule.lam(t))
-    return snr.clamp(max=min_snr_gamma) / (snr if prediction == "epsilon" else snr + 1)
-
-
-def ddpm_loss(output: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-    """Mean over the batch of weight × mean squared error (Ho et al. 2020, eq. 14)."""
-    error = F.mse_loss(output.float(), wanted.float(), reduction="none").flatten(1).mean(1)
-    return (weight.to(error.dtype) * error).mean()

@@ -19,7 +19,8 @@ from envs.errors import UserError
 from envs.philox import Role, Stream, normal, uniform
 from stepdrop_rl.config import TrainDiffusionConfig
 from stepdrop_rl.data import to_float
-from stepdrop_rl.diffusion import NoiseSchedule, ddpm_loss, loss_weight, q_sample, target
+from stepdrop_rl.diffusion import NoiseSchedule, q_sample
+from stepdrop_rl.losses import LOSSES, Batch, Loss
 from stepdrop_rl.models.unet import autocast_type
 from stepdrop_rl.weights import load_into, load_weights, save_weights
 
@@ -79,6 +80,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
+        self.loss: Loss = LOSSES.load(config.loss.name)
         self.autocast = autocast_type(config.precision, schedule.device)
         self.step = 0
 
@@ -113,8 +115,7 @@ class Trainer:
         torch.manual_seed(c.seed * _STEPS_PER_SEED + self.step)  # dropout's masks, resumed or not
         with torch.autocast(device, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None):
             output = self.network(x_t, t.float()).sample
-        wanted = target(self.schedule, c.prediction, x0, t, eps)
-        loss = ddpm_loss(output, wanted, loss_weight(self.schedule, c.prediction, t, c.min_snr_gamma))
+        loss = self.loss(Batch(self.schedule, c.prediction, x0, t, eps, x_t, output), c)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), c.grad_clip)
@@ -153,7 +154,8 @@ class Trainer:
     def resume(self, folder: Path) -> None:
         """Go on from the checkpoint in ``folder``; :class:`UserError` if it is not of this very run."""
         tensors, metadata = load_weights(folder, CHECKPOINT)
-        before, now = metadata["settings"], self.identity()
+        # A setting younger than the checkpoint had its default's meaning when that was written.
+        before, now = asdict(TrainDiffusionConfig()) | metadata["settings"], self.identity()
         changed = sorted(key for key in now if before.get(key) != now[key])
         if changed:
             raise UserError(f"cannot resume {folder}: {', '.join(changed)} differ from its settings")

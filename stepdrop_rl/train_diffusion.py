@@ -30,12 +30,14 @@ def run(config: TrainDiffusionConfig) -> None:
     from stepdrop_rl.diffusion import NoiseSchedule
     from stepdrop_rl.diffusion_training import CHECKPOINT, Trainer
     from stepdrop_rl.grid_ends import default_ends
+    from stepdrop_rl.losses import LOSSES
     from stepdrop_rl.metrics import load_extractor
     from stepdrop_rl.models.unet import ModelInfo, make_network, save_model
     from stepdrop_rl.runs import prepare_output, run_folder
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import write_json
 
+    LOSSES[config.loss.name]
     device = resolve_device(config.device)
     data = load(config.data, "train")
     if config.choose_ends:

@@ -12,8 +12,6 @@ from stepdrop_rl.diffusion import (
     CLEAN,
     SCHEDULES,
     NoiseSchedule,
-    ddpm_loss,
-    loss_weight,
     q_sample,
     target,
     to_epsilon,
@@ -189,32 +187,3 @@ def test_a_perfect_network_is_turned_into_the_very_noise(prediction: str) -> Non
     perfect = target(schedule, prediction, x0, t, eps)
     back = to_epsilon(schedule, prediction, perfect, x_t, t)
     torch.testing.assert_close(back, eps, rtol=0, atol=1e-12)
-
-
-def test_min_snr_weights() -> None:
-    schedule = NoiseSchedule("cosine", T)
-    snr = torch.tensor([0.01, 1.0, 5.0, 50.0], dtype=torch.float64)
-    t = schedule.time_of(0.5 * torch.log(snr))
-    exact(loss_weight(schedule, "epsilon", t, 0.0), torch.ones(4, dtype=torch.float64))
-    eps = loss_weight(schedule, "epsilon", t, 5.0)
-    torch.testing.assert_close(eps, torch.tensor([1, 1, 1, 0.1], dtype=torch.float64), rtol=1e-8, atol=0)
-    v = loss_weight(schedule, "v_prediction", t, 5.0)
-    wanted = torch.tensor([0.01 / 1.01, 0.5, 5 / 6, 5 / 51], dtype=torch.float64)
-    torch.testing.assert_close(v, wanted, rtol=1e-8, atol=0)
-
-
-def test_min_snr_weighs_the_same_clean_error_alike_for_both_predictions() -> None:
-    # An x0_hat off by d is an eps off by d·alpha/sigma and a v off by d/sigma (x_t given): Hang et al. 2023.
-    schedule, _, t, _ = some()
-    alpha, sigma = schedule.alpha_sigma(t)
-    eps = loss_weight(schedule, "epsilon", t, 5.0) * (alpha / sigma) ** 2
-    v = loss_weight(schedule, "v_prediction", t, 5.0) / sigma**2
-    torch.testing.assert_close(eps, v, rtol=1e-9, atol=0)
-
-
-def test_loss_is_the_weighted_mean_over_samples() -> None:
-    wanted = torch.zeros(2, 1, 1, 2)
-    output = torch.tensor([[1.0, 3.0], [2.0, 0.0]]).reshape(2, 1, 1, 2)  # squared errors 5 and 2
-    weight = torch.tensor([0.5, 2.0], dtype=torch.float64)
-    assert float(ddpm_loss(output, wanted, weight)) == pytest.approx((0.5 * 5 + 2 * 2) / 2)
-    assert ddpm_loss(output.bfloat16(), wanted, weight).dtype == torch.float32
