@@ -22,12 +22,14 @@ class FixedSchedule:
     Args:
         name: How tables call it.
         times: (K,) real times, descending.
+        solver: The solver they were made for, or None.
     """
 
     observes = False
 
-    def __init__(self, name: str, times: Tensor) -> None:
+    def __init__(self, name: str, times: Tensor, solver: str | None = None) -> None:
         self.name = name
+        self.solver = solver
         self.times: Tensor | None = times.double()
 
     def probabilities(self, observation: Tensor) -> Tensor:
@@ -58,7 +60,7 @@ def read_schedule(path: Path) -> FixedSchedule:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         times = torch.tensor([float(t) for t in raw["times"]], dtype=torch.float64)
-        schema = raw["schema"]
+        schema, solver = raw["schema"], raw.get("solver")
     except OSError as error:
         raise UserError(f"cannot read schedule {path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError):
@@ -69,4 +71,4 @@ def read_schedule(path: Path) -> FixedSchedule:
         raise UserError(f"schedule {path} has schema '{schema}', this version reads '{SCHEDULE_SCHEMA}'")
     if len(times) == 0 or bool((times.diff() >= 0).any()):
         raise UserError(f"schedule {path}: times must descend")
-    return FixedSchedule(path.stem, times)
+    return FixedSchedule(path.name, times, None if solver is None else str(solver))

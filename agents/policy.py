@@ -118,6 +118,9 @@ def build_policy(raw: dict[str, Any], tensors: dict[str, Tensor], source: Path) 
     known = {name: raw[name] for name in PolicyInfo.__dataclass_fields__ if name in raw}
     try:
         info = PolicyInfo(**known)
+        if not (len(info.times) >= 2 and len(info.prices) == 2):
+            raise TypeError("its grid or its range of prices")
+        torch.tensor([*info.times, *info.prices], dtype=torch.float64)
         count = sum(name.endswith(".weight") for name in tensors)
         layers = [(tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"]) for i in range(count)]
         projection = None
@@ -125,7 +128,7 @@ def build_policy(raw: dict[str, Any], tensors: dict[str, Tensor], source: Path) 
             projection = (tensors["projection.matrix"], tensors["projection.mean"])
         width, out = layers[0][0].shape[1], layers[-1][0].shape[0]
         fits = (width, out) == (len(ENTRIES) + info.num_features, 2) and info.activation in _ACTIVATIONS
-    except (KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"{source} is damaged: {error} is missing or wrong") from None
     if not fits:
         raise UserError(f"{source} is damaged: its network does not fit the observation")

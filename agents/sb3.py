@@ -117,6 +117,9 @@ class Learner:
                 known = [*self.defaults, "learning_rate", "n_steps", "batch_size", "ent_coef"]
                 raise unknown_name("hyperparameter", unexpected[0], known) from None
             raise UserError(f"hyperparameters do not fit {self.algorithm.__name__}: {error}") from None
+        except (ValueError, AssertionError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"hyperparameters do not fit {self.algorithm.__name__}: {reason}") from None
         if initial_nfe is not None:
             self._start_at(initial_nfe)
         self.model.set_logger(Logger(folder=None, output_formats=[_Dump(log)]))
@@ -184,6 +187,8 @@ class Learner:
         full = model.policy.optimizer.state_dict()
         model.policy.optimizer.load_state_dict({**full, "state": optimizer})
         model.num_timesteps = int(tensors["num_timesteps"])
+        if isinstance(model, DQN):  # its memory was not kept: it fills again before it is learned from
+            model.learning_starts += model.num_timesteps
         model._n_updates = int(tensors["n_updates"])
         self.env.resume(_part(tensors, "core."))
         model._last_obs = None  # learn() resets the environment, which begins the saved episodes
@@ -200,6 +205,11 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 class _OnPolicy(Learner):
     """Rollouts of whole episodes: every row ends as the rollout does, and nothing is bootstrapped."""
+
+    def __init__(self, env: StepDropVecEnv, *, hyperparameters: Mapping[str, Any], **others: Any) -> None:
+        if "n_steps" in hyperparameters:
+            raise UserError("n_steps is an episode's length: set env.num_decisions instead")
+        super().__init__(env, hyperparameters=hyperparameters, **others)
 
     def settings(self, env: StepDropVecEnv) -> dict[str, Any]:
         """``n_steps`` is an episode's length."""

@@ -73,6 +73,12 @@ class StepDropVecEnv(VecEnv):  # type: ignore[misc]
         self._reset_seeds()
         self._seeded = True
 
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed every row from ``seed``; SB3's own seed + row would share all rows but one with seed + 1."""
+        words = np.random.SeedSequence(seed).generate_state(self.num_envs, dtype=np.uint32)
+        self._seeds = [int(word) for word in words]
+        return self._seeds
+
     def step_async(self, actions: Array) -> None:
         """Remember the actions."""
         self._actions = torch.as_tensor(actions, device=self.core.rows.device).long().reshape(-1)

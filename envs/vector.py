@@ -127,7 +127,8 @@ class StepDropVectorEnv(VectorEnv[Array, Array, Array]):
             seeds = [base + i for i in range(self.num_envs)]
         chosen = seeds_tensor(self.core, seeds)
         self.core.seed(rows, chosen[rows])
-        self.core.quality.reset(seeds[0])
+        if len(rows) == self.num_envs:  # else episodes still running would lose what they compare with
+            self.core.quality.reset(seeds[0])
         self._seeded = True
 
     def _observations(self) -> Array:

@@ -6,6 +6,7 @@ Shapes: M = images drawn; N = points of a contender's grid.
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,6 +105,7 @@ class Outcome:
             record[f"{metric}_error"] = estimate.standard_error
             record[f"{metric}_blocks"] = list(estimate.values)
         return record | {
+            "is_std": statistics.stdev(self.estimates["is_mean"].values),
             "teacher_mse": self.teacher_mse,
             "images_per_second": self.samples.images_per_second,
             "latency_ms_p50": self.latency_ms,
@@ -186,12 +188,10 @@ class Arena:
         The last time is chosen on validation noise, by the validation judge.
         """
         extractor, reference = load_reference(self.data, "validation", self.times.device)
-        schedule = self.model.denoiser.schedule
+        info, schedule = self.model.info, self.model.denoiser.schedule
+        ends = schedule.time_of(torch.tensor(END_LAMS, dtype=torch.float64)).tolist()
         best: tuple[float, Contender] | None = None
-        for lam in END_LAMS:
-            end = float(schedule.time_of(torch.tensor(lam, dtype=torch.float64)))
-            if not self.model.info.t_end <= end < self.model.info.t_start:
-                continue
+        for end in [info.t_end, *(end for end in ends if info.t_end < end < info.t_start)]:
             agent = make_agent(
                 name,
                 Budget(nfe, self.model.info.t_start, end, len(self.times)),
@@ -203,7 +203,7 @@ class Arena:
             if best is None or distance < best[0]:
                 agent.name = f"{name}{TUNED}"
                 best = (distance, Contender(agent))
-        assert best is not None, "END_LAMS holds ends inside every model's grid"
+        assert best is not None, "the model's own end is always tried"
         return best[1]
 
     def draw(
@@ -246,6 +246,8 @@ def records(
         "model_hash": arena.model.hash,
         "seed": arena.seed,
         "blocks": arena.blocks,
+        "extractor": arena.extractor.name,
+        "extractor_hash": arena.extractor.content_hash,
         "peak_memory_mb": peak_memory_mb(arena.times.device),
         "device": device_name(arena.times.device),
         "git_commit": git_commit,

@@ -23,6 +23,10 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def _require_minutes(max_minutes: float | None) -> None:
+    _require(max_minutes is None or max_minutes >= 0, f"max_minutes must not be negative: {max_minutes}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which images.
@@ -178,6 +182,9 @@ class TrainDiffusionConfig(CommonConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.steps > 0, f"steps must be positive, not {self.steps}")
+        for name in ("checkpoint_every", "sample_every"):
+            _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        _require_minutes(self.max_minutes)
         _require(self.batch_size > 0, f"batch_size must be positive, not {self.batch_size}")
         _require(self.warmup_steps < self.steps, "warmup_steps must be smaller than steps")
         _require(0 <= self.ema_decay < 1, "ema_decay must be in [0, 1)")
@@ -208,6 +215,7 @@ class TrainExtractorConfig(CommonConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.epochs > 0, f"epochs must be positive, not {self.epochs}")
+        _require(self.batch_size >= 2, f"batch_size must be at least 2 (batch statistics): {self.batch_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +252,8 @@ class EnvConfig:
         )
         _require(self.num_decisions >= 2, f"env.num_decisions must be at least 2, not {self.num_decisions}")
         _require(bool(self.reward), "env.reward needs at least one quality score")
-        _require(self.bank_size > 0, f"env.bank_size must be positive, not {self.bank_size}")
+        _require(self.bank_size >= 32, f"env.bank_size must be at least 32, not {self.bank_size}")
+        _require(self.teacher_steps > 0, f"env.teacher_steps must be positive, not {self.teacher_steps}")
 
     @property
     def prices(self) -> tuple[float, float]:
@@ -287,6 +296,13 @@ class TrainPolicyConfig(CommonConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.decisions > 0, f"decisions must be positive, not {self.decisions}")
+        _require(self.judge_every > 0, f"judge_every must be positive, not {self.judge_every}")
+        _require(self.judge_samples >= 32, f"judge_samples must be at least 32, not {self.judge_samples}")
+        _require(
+            len(self.target_nfe) > 0 and min(self.target_nfe) >= 1,
+            f"target_nfe needs budgets of at least 1, not {self.target_nfe}",
+        )
+        _require_minutes(self.max_minutes)
         _require(self.num_envs > 0, f"num_envs must be positive, not {self.num_envs}")
 
 
@@ -404,3 +420,8 @@ class BenchmarkConfig(CommonConfig):
     training_seeds: int = 3
     num_samples: int = 2560
     target_nfe: float = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_envs", "batch_size", "repeats", "training_seeds"):
+            _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")

@@ -11,7 +11,9 @@ from stepdrop_rl.cli import command
 from stepdrop_rl.config import AgentChoice, EvaluateConfig
 
 if TYPE_CHECKING:
+    from agents.base import Agent
     from stepdrop_rl.comparison import Arena, Contender, Outcome
+    from stepdrop_rl.models.unet import Model
     from stepdrop_rl.tracking import Run
 
 DEFAULT_NFE = 5.0
@@ -40,7 +42,8 @@ def run(config: EvaluateConfig) -> None:
         per_block = config.num_samples // config.blocks
         title = (
             f"{config.data.name}, solver {arena.solver}: {config.num_samples:,} images in {config.blocks} "
-            f"blocks of {per_block:,}, ± standard error; difference paired with {outcomes[0].name}"
+            f"blocks of {per_block:,}, ± standard error; difference paired with {outcomes[0].name}; "
+            "fixed rivals spend its mean, rounded up"
         )
         ids = [_log_outcome(config, tracker, outcome) for outcome in outcomes]
         found = records(outcomes, arena, git_commit=git_commit(), run_ids=ids)
@@ -61,8 +64,6 @@ def make_arena(config: AgentChoice, *, blocks: int, judge: str | None = None) ->
 
     from agents import ALGORITHMS, BASELINES
     from agents.base import Budget
-    from agents.policy import LearnedPolicy
-    from envs.errors import UserError
     from envs.registry import unknown_name
     from stepdrop_rl.comparison import Arena
     from stepdrop_rl.data import DATASETS
@@ -86,13 +87,12 @@ def make_arena(config: AgentChoice, *, blocks: int, judge: str | None = None) ->
     nfe = config.target_nfe or DEFAULT_NFE
     budget = Budget(nfe, model.info.t_start, model.info.t_end, config.num_decisions)
     agent = make_agent(config.policy, budget, model=model, solver=config.solver)
-    if config.price is not None and not isinstance(agent, LearnedPolicy):
-        raise UserError(f"--price is for learned policies; give '{agent.name}' a --target-nfe")
+    _check_budget(config, agent, model)
     data = data_of(model, config.data)
     arena = Arena(
         model=model,
         data=data,
-        solver=agent.info.solver if isinstance(agent, LearnedPolicy) else config.solver or DEFAULT_SOLVER,
+        solver=_solver_of(agent, config.solver),
         times=decision_grid(model, config.num_decisions).to(device),
         seed=config.seed,
         batch_size=config.batch_size,
@@ -101,6 +101,40 @@ def make_arena(config: AgentChoice, *, blocks: int, judge: str | None = None) ->
         mode=config.actions == "mode",
     )
     return arena, arena.settle(agent, nfe, config.price)
+
+
+def _solver_of(agent: Agent, asked: str | None) -> str:
+    """The solver that goes with an agent: its own, or the one asked for."""
+    from agents.fixed import FixedSchedule
+    from agents.policy import LearnedPolicy
+    from stepdrop_rl.solvers import SOLVERS
+
+    own = agent.info.solver if isinstance(agent, LearnedPolicy) else None
+    if isinstance(agent, FixedSchedule):
+        own = agent.solver
+    name = own or asked or DEFAULT_SOLVER
+    SOLVERS[name]
+    return name
+
+
+def _check_budget(config: AgentChoice, agent: Agent, model: Model) -> None:
+    """Raise :class:`UserError` for a budget that the agent cannot spend or a price it was not trained at."""
+    from agents.policy import LearnedPolicy
+    from envs.errors import UserError
+
+    nfe = config.target_nfe or DEFAULT_NFE
+    if isinstance(agent, LearnedPolicy):
+        low, high = agent.info.prices
+        if config.price is not None and not low * (1 - 1e-9) <= config.price <= high * (1 + 1e-9):
+            raise UserError(
+                f"this {agent.name} policy knows prices from {low:g} to {high:g}: {config.price:g}"
+            )
+        return
+    if config.price is not None:
+        raise UserError(f"--price is for learned policies; give '{agent.name}' a --target-nfe")
+    most = config.num_decisions if agent.times is None else model.info.schedule.num_train_timesteps
+    if nfe > most:
+        raise UserError(f"'{agent.name}' can spend at most {most} evaluations per image, not {nfe:g}")
 
 
 def compare(config: EvaluateConfig, arena: Arena, requested: Contender) -> list[Outcome]:
@@ -160,19 +194,18 @@ def _log_figures(
     tracker.log_figure(evaluation_rates(outcomes), "evaluation_rates.png")
     tracker.log_figure(samples_side_by_side(outcomes), "samples.png")
     if config.curve:
-        curves = draw_curves(config, arena, outcomes[0].contender, outcomes)
-        floor = outcomes[-1].samples.images[: config.curve_samples] if config.teacher else None
+        count = min(config.curve_samples, config.num_samples)  # the same for the points and the floor
+        curves = draw_curves(config, arena, outcomes[0].contender, outcomes, count)
+        floor = outcomes[-1].samples.images[:count] if config.teacher else None
         figure = quality_against_nfe(
             curves,
             None if floor is None else judge_distance(arena, floor),
             distance,
-            config.curve_samples,
+            count,
             config.data.name,
         )
         tracker.log_figure(figure, "quality_against_nfe.png")
-        tracker.log_dict(
-            {"images_per_point": config.curve_samples, "curves": curves}, "quality_against_nfe.json"
-        )
+        tracker.log_dict({"images_per_point": count, "curves": curves}, "quality_against_nfe.json")
 
 
 def judge_distance(arena: Arena, images: Any) -> float:
@@ -184,10 +217,11 @@ def judge_distance(arena: Arena, images: Any) -> float:
 
 
 def draw_curves(
-    config: EvaluateConfig, arena: Arena, requested: Contender, outcomes: Sequence[Outcome]
+    config: EvaluateConfig, arena: Arena, requested: Contender, outcomes: Sequence[Outcome], count: int
 ) -> dict[str, list[tuple[float, float]]]:
-    """(mean NFE, distance): baselines at ``config.curve``, a learned policy at prices that span it.
+    """(mean NFE, distance) of ``count`` images: a learned policy at prices that span ``config.curve``.
 
+    Baselines at its budgets.
     Of the fixed schedules with a chosen last time only the best is drawn: choosing takes its time.
     """
     from stepdrop_rl.comparison import TUNED
@@ -208,7 +242,7 @@ def draw_curves(
         for name, several in contenders.items():
             curves[name] = []
             for one in several:
-                samples = arena.engine(one.agent).sample(one.agent, config.curve_samples, price=one.price)
+                samples = arena.engine(one.agent).sample(one.agent, count, price=one.price)
                 spent = float(samples.nfe.double().mean())
                 curves[name].append((spent, judge_distance(arena, samples.images)))
                 bar.advance(task)

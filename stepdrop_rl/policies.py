@@ -50,6 +50,12 @@ def check_fit(policy: LearnedPolicy, model: Model, solver: str | None) -> None:
             f"this {policy.name} policy was trained for another model ({policy.info.model_hash}, not "
             f"{model.hash}): choose its --model, or train it again"
         )
+    ends = (policy.info.times[0], policy.info.times[-1])
+    if ends != (model.info.t_start, model.info.t_end):
+        raise UserError(
+            f"this {policy.name} policy was trained from t = {ends[0]:g} to {ends[1]:g}, the model's ends "
+            f"are now {model.info.t_start:g} and {model.info.t_end:g}: train it again"
+        )
     if solver is not None and solver != policy.info.solver:
         raise UserError(
             f"this {policy.name} policy was trained with solver '{policy.info.solver}', not '{solver}'"
@@ -70,6 +76,8 @@ def make_agent(name: str, budget: Budget, *, model: Model, solver: str | None) -
         schedule = read_schedule(path)
         assert schedule.times is not None
         model.denoiser.schedule.check_times(schedule.times)
+        if solver is not None and schedule.solver not in (None, solver):
+            raise UserError(f"schedule {path} was made for solver '{schedule.solver}', not '{solver}'")
         return schedule
     else:
         raise unknown_name("policy", name, [*BASELINES, *ALGORITHMS])

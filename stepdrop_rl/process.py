@@ -48,9 +48,9 @@ class DiffusionProcess:
         self.seed = seed
         self.role = role
         self.clip = clip
-        self.projection = projection
-        self.num_features = 0 if projection is None else projection[0].shape[1]
         device = self.schedule.device
+        self.projection = None if projection is None else (projection[0].to(device), projection[1].to(device))
+        self.num_features = 0 if projection is None else projection[0].shape[1]
         depth = max(2, solver.history)  # the evidence looks back on two evaluations
         self._x = torch.zeros(num_rows, *denoiser.shape, device=device)
         self._x0 = torch.zeros(num_rows, depth, *denoiser.shape, device=device)

@@ -43,15 +43,16 @@ def run(config: TrainDiffusionConfig) -> None:
     if config.choose_ends:
         load_extractor("validation", config.data.name)  # before hours of training, not after them
     schedule = NoiseSchedule(config.schedule.name, config.schedule.num_train_timesteps, device)
+    torch.manual_seed(config.seed)  # the network's first weights
+    network = make_network(config.unet, data.shape).to(device)
+    trainer = Trainer(config, network, data.images, schedule)
+    # Only now: an earlier run is not moved aside for settings that cannot work.
     folder = prepare_output(
         config.output,
         run_folder(config.data.name, "diffusion"),
         marker=f"{CHECKPOINT}.json",
         resume=config.resume,
     )
-    torch.manual_seed(config.seed)  # the network's first weights
-    network = make_network(config.unet, data.shape).to(device)
-    trainer = Trainer(config, network, data.images, schedule)
     if config.resume:
         trainer.resume(folder)
     t_start, t_end = default_ends(schedule)

@@ -256,7 +256,9 @@ class _Session:
 def _identity(config: TrainPolicyConfig) -> dict[str, Any]:
     """The settings that decide a run's numbers."""
     free = ("output", "resume", "max_minutes", "tracking", "json", "device")
-    return {key: value for key, value in asdict(config).items() if key not in free}
+    settings = {key: value for key, value in asdict(config).items() if key not in free}
+    settings["data"] = config.data.name  # not where it lies
+    return settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:

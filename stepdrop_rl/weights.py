@@ -123,13 +123,18 @@ def save_weights(
 ) -> str:
     """Write ``name.safetensors`` and ``name.json`` into ``folder``; return the tensors' content hash.
 
-    The JSON holds ``metadata`` and ``content_hash``; it is written last, and :func:`load_weights` compares
-    the two, so that an interrupted overwrite is noticed.
+    The JSON holds ``metadata`` and ``content_hash``, which says which tensors it belongs to. Its replacement
+    is the one moment of change: new tensors wait beside the old ones until then, and :func:`load_weights`
+    finds them there if a kill comes before they have moved.
     """
     folder = Path(folder)
     identity = content_hash(tensors)
-    save_tensors(folder / f"{name}.safetensors", tensors)
+    waiting = save_tensors(folder / f"{name}.next.safetensors", tensors)
     write_json(folder / f"{name}.json", {**metadata, "content_hash": identity})
+    try:
+        waiting.replace(folder / f"{name}.safetensors")
+    except OSError as error:
+        raise UserError(f"cannot write {folder / name}.safetensors: {_because(error)}") from error
     return identity
 
 
@@ -137,9 +142,12 @@ def load_weights(folder: PathLike, name: str) -> tuple[dict[str, Tensor], dict[s
     """Return tensors and metadata of :func:`save_weights`; :class:`UserError` if they do not match."""
     folder = Path(folder)
     metadata = read_json(folder / f"{name}.json")
-    tensors = load_tensors(folder / f"{name}.safetensors")
+    file, waiting = (folder / f"{name}{suffix}.safetensors" for suffix in ("", ".next"))
+    tensors = load_tensors(waiting if waiting.is_file() and not file.is_file() else file)
+    if content_hash(tensors) != metadata.get("content_hash") and waiting.is_file():
+        tensors = load_tensors(waiting)
     if content_hash(tensors) != metadata.get("content_hash"):
-        raise UserError(f"{folder / name}.safetensors is damaged: not the weights that {name}.json describes")
+        raise UserError(f"{file} is damaged: not the weights that {name}.json describes")
     return tensors, metadata
 
 

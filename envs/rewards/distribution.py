@@ -192,10 +192,13 @@ class NeighbourRatio(_AgainstGenerated):
 
     def compare(self, real: Tensor, is_real: Tensor, generated: Tensor, visible: Tensor) -> Tensor:
         """Half the log ratio of squared distances, up to a constant of the set sizes."""
-        hidden = generated.masked_fill(~visible, math.inf)
-        k = min(self.K, generated.shape[1] - 1)
-        near_generated = hidden.kthvalue(k, dim=1).values
         near_real = real.kthvalue(min(self.K, real.shape[1]), dim=1).values
+        few = min(self.K, generated.shape[1])
+        nearest = generated.masked_fill(~visible, math.inf).topk(few, dim=1, largest=False).values
+        # Where fewer than K are to be seen the farthest of them stands in, and nothing is compared with none.
+        count = visible.sum(1).clamp(max=few)
+        near_generated = nearest.gather(1, (count - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+        near_generated = torch.where(count > 0, near_generated, near_real)
         return 0.5 * (torch.log(near_generated + 1e-12) - torch.log(near_real + 1e-12))
 
 

@@ -13,6 +13,7 @@ Shapes: B images (B, C, H, W) float32 in [-1, 1]; D = 2 x (channels of stem and 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from envs.errors import UserError
 from envs.registry import unknown_name
 from stepdrop_rl.data import Split
+from stepdrop_rl.metrics.base import EXTRACTORS
 from stepdrop_rl.runs import run_folder
 from stepdrop_rl.weights import PathLike, content_hash, load_into, load_weights, save_weights
 
@@ -218,6 +220,8 @@ def _folder(name_or_folder: PathLike, dataset: str) -> Path:
         if (place / f"{_FILE}.json").is_file()
     }
     if role in found:
+        if not found[role].is_relative_to(PRETRAINED):
+            print(f"{dataset}_{role} is the extractor trained here, in {found[role]}", file=sys.stderr)
         return found[role]
     if folder.is_dir() or len(folder.parts) > 1:
         raise UserError(f"no extractor in {folder}: {_FILE}.json is missing")
@@ -226,7 +230,7 @@ def _folder(name_or_folder: PathLike, dataset: str) -> Path:
             f"no {role} extractor for '{dataset}'; train it: "
             f"python -m stepdrop_rl.train_extractor --data.name {dataset} --role {role}"
         )
-    raise unknown_name("extractor", name, [f"{dataset}_{role}" for role in ROLES])
+    raise unknown_name("extractor", name, [*(f"{dataset}_{role}" for role in ROLES), *EXTRACTORS])
 
 
 def load_extractor(name_or_folder: PathLike, dataset: str = "digits") -> Extractor:

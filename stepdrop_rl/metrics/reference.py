@@ -156,7 +156,7 @@ def quality(
     """Every metric of generated images (N, C, H, W) in [-1, 1] against real ones.
 
     Returns:
-        What the registered metrics say: ``fd_<extractor>``, ``kid``, ``is_mean``, ``is_std``, ``precision``,
+        What the registered metrics say: ``fd_<extractor>``, ``kid``, ``is_mean``, ``precision``,
         ``recall``.
 
     Raises:

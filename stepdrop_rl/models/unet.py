@@ -24,10 +24,12 @@ from envs.registry import unknown_name
 from stepdrop_rl.config import Prediction, ScheduleConfig, UNetConfig
 from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.models.denoiser import NetworkDenoiser
+from stepdrop_rl.runs import run_folder
 from stepdrop_rl.weights import content_hash, read_json, require_writable, write_text
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 SCHEMA = "stepdrop_rl.model/1"
+_NORM_GROUPS = 8  # of group normalisation: every width is a multiple of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,18 +78,21 @@ def make_network(config: UNetConfig, shape: tuple[int, int, int]) -> nn.Module:
         raise UserError(f"{size}×{size} images cannot be halved at every one of unet.channels' levels")
     down = ["AttnDownBlock2D" if attends else "DownBlock2D" for attends in config.attention]
     up = ["AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(config.attention)]
-    unet = UNet2DModel(
-        sample_size=size // folds,
-        in_channels=channels * folds**2,
-        out_channels=channels * folds**2,
-        block_out_channels=tuple(config.channels),
-        layers_per_block=config.layers,
-        down_block_types=tuple(down),
-        up_block_types=tuple(up),
-        attention_head_dim=config.head_dim,
-        norm_num_groups=8,
-        dropout=config.dropout,
-    )
+    try:
+        unet = UNet2DModel(
+            sample_size=size // folds,
+            in_channels=channels * folds**2,
+            out_channels=channels * folds**2,
+            block_out_channels=tuple(config.channels),
+            layers_per_block=config.layers,
+            down_block_types=tuple(down),
+            up_block_types=tuple(up),
+            attention_head_dim=config.head_dim,
+            norm_num_groups=_NORM_GROUPS,
+            dropout=config.dropout,
+        )
+    except (ValueError, RuntimeError, ZeroDivisionError) as error:  # torch and diffusers check widths
+        raise UserError(f"no network can be made of these unet settings: {error}") from None
     return unet if folds == 1 else PixelUnshuffledUNet(folds, dict(unet.config))
 
 
@@ -112,11 +117,15 @@ def model_folder(name: str) -> Path:
     shipped = PRETRAINED / name / "unet"
     if shipped.is_dir():
         return shipped
-    folder = Path(name)
-    if (folder / "stepdrop.json").is_file():
-        return folder
+    trained = run_folder(name, "diffusion") / "unet"  # of a data set that no model ships for
+    for folder in (Path(name), trained):
+        if (folder / "stepdrop.json").is_file():
+            return folder
     known = ", ".join(sorted(path.parent.name for path in PRETRAINED.glob("*/unet")))
-    raise UserError(f"no model '{name}': neither a shipped one ({known}) nor a folder with stepdrop.json")
+    raise UserError(
+        f"no model '{name}': neither a shipped one ({known}) nor a folder with stepdrop.json; "
+        "python -m stepdrop_rl.train_diffusion --data.name NAME makes one"
+    )
 
 
 def read_info(folder: Path) -> ModelInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -238,6 +239,36 @@ def test_damaged_weights_are_one_line_that_names_the_file(tmp_path: Path, damage
     with pytest.raises(UserError, match=r"net\.safetensors is damaged") as error:
         weights.load_weights(tmp_path, "net")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("moment", ["tensors wait", "described", "moved"])
+def test_a_kill_at_any_moment_of_an_overwrite_leaves_the_old_pair_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    weights.save_weights(tmp_path, "net", {"a": torch.zeros(3)}, {"step": 1})
+    write_json, calls = weights.write_json, []
+
+    def killed(path: Path, value: object) -> Path:
+        if moment == "tensors wait":
+            raise KilledError
+        calls.append(write_json(path, value))
+        if moment == "described":
+            raise KilledError
+        return calls[0]
+
+    monkeypatch.setattr(weights, "write_json", killed)
+    with contextlib.suppress(KilledError):
+        weights.save_weights(tmp_path, "net", {"a": torch.ones(3)}, {"step": 2})
+    monkeypatch.setattr(weights, "write_json", write_json)
+    tensors, described = weights.load_weights(tmp_path, "net")
+    new = moment != "tensors wait"
+    assert described["step"] == 1 + new
+    assert tensors["a"].tolist() == [float(new)] * 3
+    weights.save_weights(tmp_path, "net", {"a": torch.full((3,), 7.0)}, {"step": 3})  # and life goes on
+    assert weights.load_weights(tmp_path, "net")[0]["a"].tolist() == [7.0] * 3
 
 
 def test_missing_and_malformed_files(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from stepdrop_rl.metrics.blocks import t_quantile
 from stepdrop_rl.metrics.extractor import ExtractorConfig
 from stepdrop_rl.metrics.training import accuracy, augment
 
-ALL_METRICS = {"kid", "is_mean", "is_std", "precision", "recall"}
+ALL_METRICS = {"kid", "is_mean", "precision", "recall"}
 
 
 def _blur(images: Tensor, amount: float) -> Tensor:

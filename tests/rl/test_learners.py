@@ -94,6 +94,17 @@ def test_ppo_learns_to_buy_what_is_free(problem):
     assert mean_nfe(learner, problem, 0.0) > before
 
 
+def test_runs_of_different_seeds_share_no_episode(problem):
+    seen = []
+    for seed in (0, 1):
+        learner, _ = learner_of(problem, "ppo", num_envs=64, seed=seed)
+        learner.learn(1, lambda decisions: False)
+        learner.env.reset()
+        seen.append(set(learner.env.core.seeds.tolist()))
+    assert len(seen[0]) == 64
+    assert not seen[0] & seen[1]
+
+
 def test_a_stopped_run_stops_between_rollouts(problem):
     learner, _ = learner_of(problem, "ppo")
     learner.learn(10_000, lambda decisions: decisions < 300)

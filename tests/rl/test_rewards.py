@@ -54,6 +54,17 @@ def test_realism_by_hand():
     assert realism.gain() == pytest.approx(math.log(3 * 4 / (2 * 4)) / 2, rel=1e-5)
 
 
+def test_a_nearly_empty_generated_set_gives_finite_scores(line):
+    term = NeighbourRatio(line, 1)
+    real = torch.tensor([[1.0, 4.0, 9.0]]).expand(2, 3)
+    generated = torch.tensor([[16.0, 1.0, 25.0], [16.0, 1.0, 25.0]])
+    visible = torch.tensor([[True, True, False], [False, False, False]])
+    every = torch.ones(2, 3, dtype=torch.bool)
+    got = term.compare(real, every, generated, visible)
+    # the third real neighbour is at 3; of two visible ones the farther, at 4, stands in; with none: even
+    torch.testing.assert_close(got, torch.tensor([math.log(4 / 3), 0.0]))
+
+
 def kernel(d2, median2):
     return sum(math.exp(-c * d2 / median2) for c in (0.25, 1.0, 4.0))
 
