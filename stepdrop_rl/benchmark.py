@@ -157,8 +157,9 @@ def measure_engine(config: BenchmarkConfig) -> list[Row]:
 
 def measure_policy(config: BenchmarkConfig) -> list[Row]:
     """PPO with the defaults, over training seeds, against the best simple schedule at the same mean NFE."""
+    from stepdrop_rl.arena import make_arena
     from stepdrop_rl.config import EvaluateConfig, TrainPolicyConfig
-    from stepdrop_rl.evaluate import compare, make_arena
+    from stepdrop_rl.evaluate import compare
     from stepdrop_rl.runs import run_folder
     from stepdrop_rl.train_policy import STATE
     from stepdrop_rl.train_policy import run as train

@@ -27,6 +27,7 @@ COMMANDS: dict[str, type] = {
     "evaluate": config.EvaluateConfig,
     "sample": config.SampleConfig,
     "benchmark": config.BenchmarkConfig,
+    "study_training": config.StudyTrainingConfig,
 }
 
 C = TypeVar("C")

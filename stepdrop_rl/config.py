@@ -132,6 +132,25 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SkipAwareConfig:
+    """Training on what the model itself makes of an image, not only on noised data.
+
+    Args:
+        share: Share of the images whose input is the model's own jump (0: none).
+        policy: Whose jumps: an agent, a policy folder or a schedule file.
+        nfe: Evaluations per image that it spends.
+    """
+
+    share: float = 0.0
+    policy: str = "uniform"
+    nfe: float = 10.0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.share <= 1, f"skip_aware.share must be in [0, 1], not {self.share}")
+        _require(self.nfe >= 1, f"skip_aware.nfe must be at least 1, not {self.nfe}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainDiffusionConfig(CommonConfig):
     """Train a tiny diffusion model.
 
@@ -148,13 +167,16 @@ class TrainDiffusionConfig(CommonConfig):
         ema_decay: Decay of the averaged weights.
         loss: What training makes small.
         min_snr_gamma: Weight min(SNR, gamma)/SNR of the ddpm loss; 0 turns it off.
+        skip_aware: Training on the model's own jumps.
         flip: Mirror half of the images.
         prediction: epsilon or v_prediction.
         precision: Of the network; auto is bfloat16 on CUDA, else float32.
+        compile: Compile the network; auto does on CUDA (on a CPU it gains nothing).
+        deterministic: Only algorithms that repeat to the bit, on CUDA too.
         schedule: Noise schedule.
         unet: Network.
         checkpoint_every: Steps between checkpoints.
-        sample_every: Steps between sample grids.
+        sample_every: Steps between sample grids and the validation judge's looks.
         choose_ends: Choose t_start and t_end on validation noise when the run is complete.
     """
 
@@ -170,9 +192,12 @@ class TrainDiffusionConfig(CommonConfig):
     ema_decay: float = 0.999
     loss: LossConfig = field(default_factory=LossConfig)
     min_snr_gamma: float = 0.0
+    skip_aware: SkipAwareConfig = field(default_factory=SkipAwareConfig)
     flip: bool = False
     prediction: Prediction = "epsilon"
     precision: Precision = "auto"
+    compile: Literal["auto", "always", "never"] = "auto"
+    deterministic: bool = False
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     checkpoint_every: int = 1000
@@ -425,3 +450,50 @@ class BenchmarkConfig(CommonConfig):
         super().__post_init__()
         for name in ("num_envs", "batch_size", "repeats", "training_seeds"):
             _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyTrainingConfig(CommonConfig):
+    """Compare ways of training: the same seeds, data order and steps, judged at several budgets.
+
+    Args:
+        data: The images (those of the training settings).
+        training: YAML file of the training settings that all variants share.
+        variants: Name to what it changes of them ("loss.name": s2dm); the first one is compared with.
+        scaled: Name to [variant, skip]: that variant's networks, their eps times S²-DM's b(t) when sampling.
+        seeds: Training seeds; several processes may take some each.
+        solver: Name in the solver registry.
+        nfe: Evaluations per image, evenly spaced between the default ends.
+        num_samples: Images per budget.
+        num_real: Training images that distances to training data are measured with.
+        extractor: Who judges (default: the data set's).
+        output: Folder of the networks and results (default runs/DATA/study_training).
+        report: Markdown file of the tables.
+        max_minutes: Begin no new training after this long.
+    """
+
+    training: str = "configs/study_training.yaml"
+    variants: dict[str, dict[str, Any]] = field(default_factory=lambda: {"plain": {}})
+    scaled: dict[str, list[Any]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    solver: str = "ddim"
+    nfe: list[int] = field(default_factory=lambda: [10, 20, 50, 100])
+    num_samples: int = 1024
+    num_real: int = 10_000
+    extractor: str | None = None
+    output: str | None = None
+    report: str | None = None
+    max_minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(bool(self.variants), "study_training needs at least one variant")
+        _require(bool(self.seeds) and bool(self.nfe), "study_training needs seeds and budgets")
+        _require(min(self.nfe, default=1) >= 1, f"nfe needs budgets of at least 1, not {self.nfe}")
+        _require(self.num_samples >= 32, f"num_samples must be at least 32, not {self.num_samples}")
+        for name, entry in self.scaled.items():
+            _require(
+                len(entry) == 2 and entry[0] in self.variants and isinstance(entry[1], int) and entry[1] > 0,
+                f"scaled.{name} must be [one of the variants, skip], not {entry}",
+            )
+        _require_minutes(self.max_minutes)

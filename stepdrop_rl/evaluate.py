@@ -5,25 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stepdrop_rl.cli import command
-from stepdrop_rl.config import AgentChoice, EvaluateConfig
+from stepdrop_rl.config import EvaluateConfig
 
 if TYPE_CHECKING:
-    from agents.base import Agent
-    from stepdrop_rl.comparison import Arena, Contender, Outcome
-    from stepdrop_rl.models.unet import Model
+    from stepdrop_rl.arena import Arena, Contender
+    from stepdrop_rl.comparison import Outcome
     from stepdrop_rl.tracking import Run
 
-DEFAULT_NFE = 5.0
-DEFAULT_SOLVER = "multistep"
 TEACHER_STEPS = 50
 
 
 def run(config: EvaluateConfig) -> None:
     """Compare, print the table, write the record, log figures."""
     from agents import BASELINES
+    from stepdrop_rl.arena import make_arena
     from stepdrop_rl.comparison import RESULT_SCHEMA, records
     from stepdrop_rl.report.tables import comparison_rows, print_table
     from stepdrop_rl.tracking import start_run
@@ -58,89 +56,11 @@ def run(config: EvaluateConfig) -> None:
         print(f"figures and runs: {where}")
 
 
-def make_arena(config: AgentChoice, *, blocks: int, judge: str | None = None) -> tuple[Arena, Contender]:
-    """Load the model and settle the requested policy's budget."""
-    from pathlib import Path
-
-    from agents import ALGORITHMS, BASELINES
-    from agents.base import Budget
-    from envs.registry import unknown_name
-    from stepdrop_rl.comparison import Arena
-    from stepdrop_rl.data import DATASETS
-    from stepdrop_rl.device import resolve_device
-    from stepdrop_rl.environment import data_of, decision_grid
-    from stepdrop_rl.models.unet import load_model
-    from stepdrop_rl.policies import make_agent
-    from stepdrop_rl.solvers import SOLVERS
-
-    DATASETS[config.data.name]
-    if (
-        config.policy not in BASELINES
-        and config.policy not in ALGORITHMS
-        and not Path(config.policy).exists()
-    ):
-        raise unknown_name("policy", config.policy, [*BASELINES, *ALGORITHMS])
-    if config.solver is not None:
-        SOLVERS[config.solver]
-    device = resolve_device(config.device)
-    model = load_model(config.model or config.data.name, device)
-    nfe = config.target_nfe or DEFAULT_NFE
-    budget = Budget(nfe, model.info.t_start, model.info.t_end, config.num_decisions)
-    agent = make_agent(config.policy, budget, model=model, solver=config.solver)
-    _check_budget(config, agent, model)
-    data = data_of(model, config.data)
-    arena = Arena(
-        model=model,
-        data=data,
-        solver=_solver_of(agent, config.solver),
-        times=decision_grid(model, config.num_decisions).to(device),
-        seed=config.seed,
-        batch_size=config.batch_size,
-        blocks=blocks,
-        judge=judge,
-        mode=config.actions == "mode",
-    )
-    return arena, arena.settle(agent, nfe, config.price)
-
-
-def _solver_of(agent: Agent, asked: str | None) -> str:
-    """The solver that goes with an agent: its own, or the one asked for."""
-    from agents.fixed import FixedSchedule
-    from agents.policy import LearnedPolicy
-    from stepdrop_rl.solvers import SOLVERS
-
-    own = agent.info.solver if isinstance(agent, LearnedPolicy) else None
-    if isinstance(agent, FixedSchedule):
-        own = agent.solver
-    name = own or asked or DEFAULT_SOLVER
-    SOLVERS[name]
-    return name
-
-
-def _check_budget(config: AgentChoice, agent: Agent, model: Model) -> None:
-    """Raise :class:`UserError` for a budget that the agent cannot spend or a price it was not trained at."""
-    from agents.policy import LearnedPolicy
-    from envs.errors import UserError
-
-    nfe = config.target_nfe or DEFAULT_NFE
-    if isinstance(agent, LearnedPolicy):
-        low, high = agent.info.prices
-        if config.price is not None and not low * (1 - 1e-9) <= config.price <= high * (1 + 1e-9):
-            raise UserError(
-                f"this {agent.name} policy knows prices from {low:g} to {high:g}: {config.price:g}"
-            )
-        return
-    if config.price is not None:
-        raise UserError(f"--price is for learned policies; give '{agent.name}' a --target-nfe")
-    most = config.num_decisions if agent.times is None else model.info.schedule.num_train_timesteps
-    if nfe > most:
-        raise UserError(f"'{agent.name}' can spend at most {most} evaluations per image, not {nfe:g}")
-
-
 def compare(config: EvaluateConfig, arena: Arena, requested: Contender) -> list[Outcome]:
     """Draw and judge the requested policy, its baselines at its mean NFE (rounded up), and the teacher."""
     from agents.fixed import FixedSchedule
-    from stepdrop_rl.comparison import Contender
+    from stepdrop_rl.arena import Contender
+    from stepdrop_rl.comparison import judged
     from stepdrop_rl.report.progress import progress_bar
     from stepdrop_rl.teacher import full_trajectory
 
@@ -164,7 +84,7 @@ def compare(config: EvaluateConfig, arena: Arena, requested: Contender) -> list[
         full = draw(teacher)
     if config.teacher:
         drawn.append((teacher, full))
-    return [arena.outcome(contender, samples, full.images) for contender, samples in drawn]
+    return [judged(arena, contender, samples, full.images) for contender, samples in drawn]
 
 
 def _log_outcome(config: EvaluateConfig, parent: Run, outcome: Outcome) -> str:
@@ -199,21 +119,13 @@ def _log_figures(
         floor = outcomes[-1].samples.images[:count] if config.teacher else None
         figure = quality_against_nfe(
             curves,
-            None if floor is None else judge_distance(arena, floor),
+            None if floor is None else arena.distance(floor),
             distance,
             count,
             config.data.name,
         )
         tracker.log_figure(figure, "quality_against_nfe.png")
         tracker.log_dict({"images_per_point": count, "curves": curves}, "quality_against_nfe.json")
-
-
-def judge_distance(arena: Arena, images: Any) -> float:
-    """Fréchet distance of images (M, C, H, W) in the judge's features."""
-    from stepdrop_rl.metrics import gather
-    from stepdrop_rl.metrics.distances import frechet_distance
-
-    return frechet_distance(gather(images, arena.extractor)[0], arena.reference.statistics)
 
 
 def draw_curves(
@@ -224,7 +136,7 @@ def draw_curves(
     Baselines at its budgets.
     Of the fixed schedules with a chosen last time only the best is drawn: choosing takes its time.
     """
-    from stepdrop_rl.comparison import TUNED
+    from stepdrop_rl.arena import TUNED
     from stepdrop_rl.report.progress import progress_bar
 
     contenders = {requested.agent.name: _curve_of(config, arena, requested)}
@@ -244,7 +156,7 @@ def draw_curves(
             for one in several:
                 samples = arena.engine(one.agent).sample(one.agent, count, price=one.price)
                 spent = float(samples.nfe.double().mean())
-                curves[name].append((spent, judge_distance(arena, samples.images)))
+                curves[name].append((spent, arena.distance(samples.images)))
                 bar.advance(task)
     return {name: points for name, points in curves.items() if points}
 
@@ -253,7 +165,7 @@ def _curve_of(config: EvaluateConfig, arena: Arena, requested: Contender) -> lis
     """The requested policy all along the curve; just as it is, where its budget cannot be moved."""
     from agents import BASELINES
     from agents.policy import LearnedPolicy
-    from stepdrop_rl.comparison import Contender
+    from stepdrop_rl.arena import Contender
 
     agent = requested.agent
     if agent.name in BASELINES:

@@ -17,7 +17,7 @@ def run(config: SampleConfig) -> None:
 
     from PIL import Image
 
-    from stepdrop_rl.evaluate import make_arena
+    from stepdrop_rl.arena import make_arena
     from stepdrop_rl.report.images import image_grid
     from stepdrop_rl.report.progress import progress_bar
     from stepdrop_rl.tracking import start_run

@@ -12,21 +12,40 @@ from stepdrop_rl.cli import command
 from stepdrop_rl.config import TrainDiffusionConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from stepdrop_rl.diffusion_training import Trainer
     from stepdrop_rl.models.unet import ModelInfo
+    from stepdrop_rl.parallel import World
     from stepdrop_rl.tracking import Run
 
 LOG_EVERY = 50
+STOP_EVERY = 10  # steps between two questions whether a process was asked to stop
 GRID_IMAGES = 64
 GRID_EVALUATIONS = 25
+QUALITY_IMAGES = 512
 
 
 def run(config: TrainDiffusionConfig) -> None:
-    """Train until the declared steps, an interruption or the time limit; leave a checkpoint and a model."""
+    """Train until the declared steps, an interruption or the time limit; leave a checkpoint and a model.
+
+    Under ``accelerate launch`` or ``torchrun`` the processes share every batch; the first speaks and writes.
+    """
+    from stepdrop_rl.device import resolve_device
+    from stepdrop_rl.parallel import device_of, join
+
+    device = resolve_device(config.device)
+    world = join(device)
+    try:
+        _run(config, device_of(device, world.local_rank), world)
+    finally:
+        world.leave()
+
+
+def _run(config: TrainDiffusionConfig, device: torch.device, world: World) -> None:
     import torch
 
     from stepdrop_rl.data import load
-    from stepdrop_rl.device import resolve_device
     from stepdrop_rl.diffusion import NoiseSchedule
     from stepdrop_rl.diffusion_training import CHECKPOINT, Trainer
     from stepdrop_rl.grid_ends import default_ends
@@ -38,21 +57,20 @@ def run(config: TrainDiffusionConfig) -> None:
     from stepdrop_rl.weights import write_json
 
     LOSSES[config.loss.name]
-    device = resolve_device(config.device)
     data = load(config.data, "train")
     if config.choose_ends:
         load_extractor("validation", config.data.name)  # before hours of training, not after them
     schedule = NoiseSchedule(config.schedule.name, config.schedule.num_train_timesteps, device)
     torch.manual_seed(config.seed)  # the network's first weights
     network = make_network(config.unet, data.shape).to(device)
-    trainer = Trainer(config, network, data.images, schedule)
+    trainer = Trainer(config, network, data.images, schedule, world)
     # Only now: an earlier run is not moved aside for settings that cannot work.
-    folder = prepare_output(
-        config.output,
-        run_folder(config.data.name, "diffusion"),
-        marker=f"{CHECKPOINT}.json",
-        resume=config.resume,
-    )
+    default = run_folder(config.data.name, "diffusion")
+    if world.is_main:
+        folder = prepare_output(config.output, default, marker=f"{CHECKPOINT}.json", resume=config.resume)
+    else:
+        folder = Path(config.output) if config.output is not None else default
+    world.wait()
     if config.resume:
         trainer.resume(folder)
     t_start, t_end = default_ends(schedule)
@@ -63,8 +81,11 @@ def run(config: TrainDiffusionConfig) -> None:
         t_start=t_start,
         t_end=t_end,
     )
-    with start_run(f"diffusion-{config.data.name}", mode=config.tracking, config=asdict(config)) as tracker:
+    mode = config.tracking if world.is_main else "none"
+    with start_run(f"diffusion-{config.data.name}", mode=mode, config=asdict(config)) as tracker:
         reason = _train(config, trainer, info, folder, tracker)
+        if not world.is_main:
+            return
         trainer.save(folder)
         if reason is None and config.choose_ends:
             info = _with_chosen_ends(config, trainer, info, tracker)
@@ -89,11 +110,15 @@ def _train(
     from stepdrop_rl.interrupt import StopRequest
     from stepdrop_rl.report.progress import progress_bar
 
-    with StopRequest(config.max_minutes) as stop, progress_bar() as bar:
+    main = trainer.world.is_main
+    with StopRequest(config.max_minutes) as stop, progress_bar(visible=main) as bar:
         task = bar.add_task("training", total=config.steps, completed=trainer.step, note="")
         began, first = time.monotonic(), trainer.step
         losses = []
-        while trainer.step < config.steps and not stop:
+        while trainer.step < config.steps:
+            # Together, or the others would wait for ever.
+            if (trainer.world.size == 1 or trainer.step % STOP_EVERY == 0) and trainer.world.any(bool(stop)):
+                break
             values = trainer.train_step()
             losses.append(values["loss"])
             if trainer.step % LOG_EVERY == 0 or trainer.step == config.steps:
@@ -103,35 +128,47 @@ def _train(
                 metrics = {name: float(value) for name, value in values.items()}
                 tracker.log_metrics(metrics | {"loss": loss, "images_per_second": speed}, trainer.step)
                 bar.update(task, completed=trainer.step, note=f"loss {loss:.4f}  {speed:.0f} images/s")
-            if trainer.step % config.checkpoint_every == 0:
+            if main and trainer.step % config.checkpoint_every == 0:
                 trainer.save(folder)
-            if trainer.step % config.sample_every == 0:
-                tracker.log_image(_sample_grid(config, trainer, info), key="samples", step=trainer.step)
-    return stop.reason if trainer.step < config.steps else None
+            if main and trainer.step % config.sample_every == 0:
+                _look(config, trainer, info, tracker)
+    if trainer.step >= config.steps:
+        return None
+    return stop.reason or "another process"
 
 
-def _denoiser(trainer: Trainer, info: ModelInfo):  # type: ignore[no-untyped-def]
-    from stepdrop_rl.models.denoiser import NetworkDenoiser
-
-    channels, height, width = trainer.images.shape[1:]
-    return NetworkDenoiser(
-        trainer.ema, trainer.schedule, prediction=info.prediction, shape=(channels, height, width)
-    )
-
-
-def _sample_grid(config: TrainDiffusionConfig, trainer: Trainer, info: ModelInfo):  # type: ignore[no-untyped-def]
+def _look(config: TrainDiffusionConfig, trainer: Trainer, info: ModelInfo, tracker: Run) -> None:
+    """Log a grid of samples and, where there is a validation judge, their distance."""
     import torch
 
     from agents.fixed import FixedSchedule
+    from envs.errors import UserError
+    from envs.philox import Role
     from stepdrop_rl.engine import Engine
+    from stepdrop_rl.metrics import gather, load_reference
+    from stepdrop_rl.metrics.distances import frechet_distance
     from stepdrop_rl.report.images import image_grid
     from stepdrop_rl.solvers import SOLVERS
 
+    try:
+        judge = load_reference(config.data, "validation", trainer.schedule.device)
+    except UserError:  # none was trained: the grid alone is worth looking at
+        judge = None
     times = torch.linspace(info.t_start, info.t_end, GRID_EVALUATIONS, dtype=torch.float64)
     engine = Engine(
-        denoiser=_denoiser(trainer, info), solver=SOLVERS.load("multistep")(), times=times, seed=config.seed
+        denoiser=trainer.denoiser,
+        solver=SOLVERS.load("multistep")(),
+        times=times,
+        seed=config.seed,
+        role=Role.VALIDATION,
     )
-    return image_grid(engine.sample(FixedSchedule("grid", times), GRID_IMAGES).images)
+    count = GRID_IMAGES if judge is None else QUALITY_IMAGES
+    images = engine.sample(FixedSchedule("grid", times), count).images
+    tracker.log_image(image_grid(images[:GRID_IMAGES]), key="samples", step=trainer.step)
+    if judge is not None:
+        extractor, reference = judge
+        distance = frechet_distance(gather(images, extractor)[0], reference.statistics)
+        tracker.log_metrics({f"fd_{extractor.name}": distance}, trainer.step)
 
 
 def _with_chosen_ends(
@@ -150,7 +187,7 @@ def _with_chosen_ends(
         print(f"  t {ends.t_start:6.1f} → {ends.t_end:5.1f}: distance {ends.distance:.3f}", file=sys.stderr)
 
     best = choose_ends(
-        _denoiser(trainer, info),
+        trainer.denoiser,
         lambda images: frechet_distance(gather(images, extractor)[0], reference.statistics),
         seed=config.seed,
         progress=told,

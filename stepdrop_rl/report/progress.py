@@ -13,7 +13,7 @@ from rich.progress import (
 )
 
 
-def progress_bar() -> Progress:
+def progress_bar(visible: bool = True) -> Progress:
     """A bar with counts, elapsed and remaining time, and whatever the task's ``note`` field says."""
     return Progress(
         TextColumn("{task.description}"),
@@ -23,4 +23,5 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
+        disable=not visible,
     )

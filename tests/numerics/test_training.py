@@ -124,7 +124,7 @@ def test_the_same_examples_in_other_batches_are_the_same(digits: Tensor) -> None
 
 def test_a_batch_is_made_of_its_own_random_numbers(digits: Tensor) -> None:
     one = trainer(digits, config(flip=True))
-    x0, t, eps = one.batch(5)
+    x0, t, eps, _ = one.batch(5)
     chosen, examples = batch_indices(len(digits), 12, 5, seed=3)
     u = uniform(2, seed=3, role=Role.DIFFUSION_TRAINING, stream=Stream.DATA_TIME, image=examples)
     exact(t, u[:, 0] * 999)
@@ -168,7 +168,7 @@ def test_the_loss_is_the_weighted_error_of_the_prediction(
 ) -> None:
     settings = config(prediction=prediction, min_snr_gamma=gamma, unet=replace(TINY, dropout=0.0))
     one = trainer(digits, settings)
-    x0, t, eps = one.batch(0)
+    x0, t, eps, _ = one.batch(0)
     bar = one.schedule.alpha_sigma(t)[0] ** 2
     with torch.no_grad():
         said = one.network(q_sample(one.schedule, x0, t, eps), t.float()).sample.double()

@@ -1,0 +1,217 @@
+"""Where contenders meet: one model, one solver, one judge, one set of noise.
+
+Shapes: M = images drawn; N = points of a contender's grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from agents import ALGORITHMS, BASELINES
+from agents.base import Agent, Budget
+from agents.fixed import FixedSchedule
+from agents.policy import LearnedPolicy
+from envs.errors import UserError
+from envs.philox import Role
+from envs.registry import unknown_name
+from stepdrop_rl.config import AgentChoice, DataConfig
+from stepdrop_rl.data import DATASETS
+from stepdrop_rl.device import resolve_device
+from stepdrop_rl.engine import Engine, Samples
+from stepdrop_rl.environment import data_of, decision_grid
+from stepdrop_rl.grid_ends import END_LAMS
+from stepdrop_rl.metrics import FeatureExtractor, Reference, default_judge, gather, load_reference
+from stepdrop_rl.metrics.distances import frechet_distance
+from stepdrop_rl.models.unet import Model, load_model
+from stepdrop_rl.policies import make_agent
+from stepdrop_rl.pricing import price_for
+from stepdrop_rl.solvers import SOLVERS
+
+DEFAULT_NFE = 5.0
+DEFAULT_SOLVER = "multistep"
+TUNED = "*"  # ends the name of a fixed schedule whose last time was chosen
+_TUNING_IMAGES = 512
+
+
+class Contender(NamedTuple):
+    """An agent ready to draw: its budget is settled.
+
+    Args:
+        agent: Who decides.
+        price: What an evaluation costs it (0 where it does not ask).
+    """
+
+    agent: Agent
+    price: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arena:
+    """Where contenders meet: one model, one solver, one judge, one set of noise.
+
+    Args:
+        model: The diffusion model.
+        data: Where the images are that it learned from.
+        solver: Name of the solver.
+        times: (N,) decision grid, for agents that bring none.
+        seed: Of noise and decisions.
+        batch_size: Images held at once.
+        blocks: Disjoint blocks of noise.
+        judge: Who judges images: an extractor that no reward knows (default: the data set's).
+        mode: Learned policies take the likelier action.
+    """
+
+    model: Model
+    data: DataConfig
+    solver: str
+    times: Tensor
+    seed: int
+    batch_size: int
+    blocks: int
+    judge: str | None = None
+    mode: bool = False
+
+    @cached_property
+    def _judging(self) -> tuple[FeatureExtractor, Reference]:
+        return load_reference(self.data, self.judge or default_judge(self.data.name), self.times.device)
+
+    @property
+    def extractor(self) -> FeatureExtractor:
+        """The judge's network."""
+        return self._judging[0]
+
+    @property
+    def reference(self) -> Reference:
+        """The real images as the judge sees them."""
+        return self._judging[1]
+
+    def engine(self, agent: Agent, role: Role = Role.EVALUATION) -> Engine:
+        """An engine for ``agent``."""
+        learned = isinstance(agent, LearnedPolicy)
+        return Engine(
+            denoiser=self.model.denoiser,
+            solver=SOLVERS.load(self.solver)(),
+            times=self.times,
+            seed=self.seed,
+            role=role,
+            batch_size=self.batch_size,
+            projection=agent.projection if isinstance(agent, LearnedPolicy) else None,
+            mode=self.mode and learned,
+        )
+
+    def distance(self, images: Tensor) -> float:
+        """Fréchet distance of images (M, C, H, W) in the judge's features."""
+        return frechet_distance(gather(images, self.extractor)[0], self.reference.statistics)
+
+    def contender(self, name: str, nfe: float, price: float | None = None) -> Contender:
+        """Make the agent called ``name`` spend ``nfe`` evaluations at most, or pay ``price``."""
+        info = self.model.info
+        budget = Budget(nfe, info.t_start, info.t_end, len(self.times))
+        return self.settle(make_agent(name, budget, model=self.model, solver=self.solver), nfe, price)
+
+    def settle(self, agent: Agent, nfe: float, price: float | None = None) -> Contender:
+        """Find the price at which a learned policy spends ``nfe``; others have their budget already."""
+        if not isinstance(agent, LearnedPolicy):
+            return Contender(agent)
+        if price is None:
+            price = price_for(agent, self.engine(agent, Role.VALIDATION), nfe).price
+        return Contender(agent, price)
+
+    def tuned(self, name: str, nfe: float) -> Contender:
+        """The fixed schedule ``name`` with the last time that suits its budget best; its name gets a ``*``.
+
+        A policy may leave the grid's last points out, a schedule through both of the model's ends may not.
+        The last time is chosen on validation noise, by the validation judge.
+        """
+        extractor, reference = load_reference(self.data, "validation", self.times.device)
+        info, schedule = self.model.info, self.model.denoiser.schedule
+        ends = schedule.time_of(torch.tensor(END_LAMS, dtype=torch.float64)).tolist()
+        best: tuple[float, Contender] | None = None
+        for end in [info.t_end, *(end for end in ends if info.t_end < end < info.t_start)]:
+            agent = make_agent(
+                name,
+                Budget(nfe, self.model.info.t_start, end, len(self.times)),
+                model=self.model,
+                solver=self.solver,
+            )
+            images = self.engine(agent, Role.VALIDATION).sample(agent, _TUNING_IMAGES).images
+            distance = frechet_distance(gather(images, extractor)[0], reference.statistics)
+            if best is None or distance < best[0]:
+                agent.name = f"{name}{TUNED}"
+                best = (distance, Contender(agent))
+        assert best is not None, "the model's own end is always tried"
+        return best[1]
+
+    def draw(
+        self, contender: Contender, num_samples: int, progress: Callable[[int], None] | None = None
+    ) -> Samples:
+        """Draw images 0 … of the evaluation noise."""
+        engine = self.engine(contender.agent)
+        engine.sample(contender.agent, min(8, num_samples), price=contender.price)  # warms caches and kernels
+        return engine.sample(contender.agent, num_samples, price=contender.price, progress=progress)
+
+
+def make_arena(config: AgentChoice, *, blocks: int, judge: str | None = None) -> tuple[Arena, Contender]:
+    """Load the model and settle the requested policy's budget."""
+    DATASETS[config.data.name]
+    if (
+        config.policy not in BASELINES
+        and config.policy not in ALGORITHMS
+        and not Path(config.policy).exists()
+    ):
+        raise unknown_name("policy", config.policy, [*BASELINES, *ALGORITHMS])
+    if config.solver is not None:
+        SOLVERS[config.solver]
+    device = resolve_device(config.device)
+    model = load_model(config.model or config.data.name, device)
+    nfe = config.target_nfe or DEFAULT_NFE
+    budget = Budget(nfe, model.info.t_start, model.info.t_end, config.num_decisions)
+    agent = make_agent(config.policy, budget, model=model, solver=config.solver)
+    _check_budget(config, agent, model)
+    data = data_of(model, config.data)
+    arena = Arena(
+        model=model,
+        data=data,
+        solver=_solver_of(agent, config.solver),
+        times=decision_grid(model, config.num_decisions).to(device),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        blocks=blocks,
+        judge=judge,
+        mode=config.actions == "mode",
+    )
+    return arena, arena.settle(agent, nfe, config.price)
+
+
+def _solver_of(agent: Agent, asked: str | None) -> str:
+    """The solver that goes with an agent: its own, or the one asked for."""
+    own = agent.info.solver if isinstance(agent, LearnedPolicy) else None
+    if isinstance(agent, FixedSchedule):
+        own = agent.solver
+    name = own or asked or DEFAULT_SOLVER
+    SOLVERS[name]
+    return name
+
+
+def _check_budget(config: AgentChoice, agent: Agent, model: Model) -> None:
+    """Raise :class:`UserError` for a budget that the agent cannot spend or a price it was not trained at."""
+    nfe = config.target_nfe or DEFAULT_NFE
+    if isinstance(agent, LearnedPolicy):
+        low, high = agent.info.prices
+        if config.price is not None and not low * (1 - 1e-9) <= config.price <= high * (1 + 1e-9):
+            raise UserError(
+                f"this {agent.name} policy knows prices from {low:g} to {high:g}: {config.price:g}"
+            )
+        return
+    if config.price is not None:
+        raise UserError(f"--price is for learned policies; give '{agent.name}' a --target-nfe")
+    most = config.num_decisions if agent.times is None else model.info.schedule.num_train_timesteps
+    if nfe > most:
+        raise UserError(f"'{agent.name}' can spend at most {most} evaluations per image, not {nfe:g}")
