@@ -229,6 +229,7 @@ class TrainExtractorConfig(CommonConfig):
         epochs: Passes over the images.
         batch_size: Images per step.
         learning_rate: Peak of AdamW's learning rate.
+        precision: Of the network while it learns; auto is bfloat16 on CUDA, else float32.
     """
 
     role: Literal["reward", "validation", "judge"] = "judge"
@@ -236,6 +237,7 @@ class TrainExtractorConfig(CommonConfig):
     epochs: int = 60
     batch_size: int = 64
     learning_rate: float = 2e-3
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

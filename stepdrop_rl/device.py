@@ -1,4 +1,4 @@
-"""Which device computes."""
+"""Which device computes, and in which numbers."""
 
 from __future__ import annotations
 
@@ -22,3 +22,9 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device '{name}' is not supported; use auto, cpu, cuda or cuda:N")
     return device
+
+
+def autocast_type(precision: str, device: torch.device | str) -> torch.dtype | None:
+    """The type networks compute in: auto is bfloat16 on CUDA and float32 (None) on a CPU."""
+    on_cuda = torch.device(device).type == "cuda"
+    return torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and on_cuda) else None

@@ -21,10 +21,10 @@ from envs.errors import UserError
 from envs.philox import Role, Stream, normal, uniform
 from stepdrop_rl.config import TrainDiffusionConfig
 from stepdrop_rl.data import to_float
+from stepdrop_rl.device import autocast_type
 from stepdrop_rl.diffusion import NoiseSchedule, q_sample
 from stepdrop_rl.losses import LOSSES, Batch, Loss
 from stepdrop_rl.models.denoiser import NetworkDenoiser
-from stepdrop_rl.models.unet import autocast_type
 from stepdrop_rl.parallel import World
 from stepdrop_rl.skip_aware import own_jump, visited_jumps
 from stepdrop_rl.weights import load_into, load_weights, save_weights

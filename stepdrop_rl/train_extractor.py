@@ -16,7 +16,7 @@ RESULT = "stepdrop_rl.extractor/1"
 def run(config: TrainExtractorConfig) -> None:
     """Train, save, say how well it tells the classes of the other split apart."""
     from stepdrop_rl.data import SPLITS, load
-    from stepdrop_rl.device import resolve_device
+    from stepdrop_rl.device import autocast_type, resolve_device
     from stepdrop_rl.metrics.extractor import ROLES
     from stepdrop_rl.metrics.training import fit
     from stepdrop_rl.report.progress import progress_bar
@@ -47,6 +47,7 @@ def run(config: TrainExtractorConfig) -> None:
                 learning_rate=config.learning_rate,
                 seed=config.seed,
                 device=device,
+                autocast=autocast_type(config.precision, device),
                 progress=after_epoch,
             )
         identity = extractor.save(folder)

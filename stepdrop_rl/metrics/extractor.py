@@ -31,6 +31,7 @@ from stepdrop_rl.weights import PathLike, content_hash, load_into, load_weights,
 
 PRETRAINED = Path(__file__).parents[1] / "models" / "pretrained"
 _FILE = "extractor"
+_BATCH = 2048  # images that features are taken of at once
 _VARIANCE_FLOOR = 1e-8  # keeps the gradient of the standard deviation finite on a constant channel
 
 
@@ -195,7 +196,7 @@ class Extractor(nn.Module):
         """
         self.feature_mean.zero_()
         self.feature_deviation.fill_(1.0)
-        raw = self(images)
+        raw = torch.cat([self(batch) for batch in images.split(_BATCH)])
         deviation = raw.std(dim=0)
         self.feature_mean.copy_(raw.mean(dim=0))
         self.feature_deviation.copy_(deviation.clamp(min=0.1 * float(deviation.median())))

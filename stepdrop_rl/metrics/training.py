@@ -20,6 +20,7 @@ MAX_SHIFT = 1  # pixels
 MAX_NOISE = 0.15  # standard deviation
 MAX_CONTRAST = 0.15  # relative
 WEIGHT_DECAY = 0.01
+MAX_STANDARDISING = 10_000  # images that mean and deviation of the features are taken from
 _EVALUATION_BATCH = 512
 
 
@@ -63,6 +64,7 @@ def fit(
     learning_rate: float,
     seed: int,
     device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Extractor:
     """Train the extractor of a role and return it, frozen, in evaluation mode, on the CPU.
@@ -77,6 +79,7 @@ def fit(
         learning_rate: Peak of AdamW's learning rate; half a cosine takes it to 0.
         seed: Two roles with one seed still share no random number.
         device: Where the network learns.
+        autocast: Type it computes in while it learns (None: float32); bfloat16 is twice as fast on real images.
         progress: Called after each epoch with its number (from 1) and its loss.
     """
     if batch_size < 2:
@@ -88,7 +91,9 @@ def fit(
             int(torch.randint(2**62, (), generator=generator))
         )  # torch's initialisers take no generator
         extractor = Extractor(config, f"{dataset}_{role}")
-    extractor.to(device).train()
+    layout = torch.contiguous_format if autocast is None else torch.channels_last
+    extractor.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    kind = torch.device(device).type
     optimiser = torch.optim.AdamW(extractor.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
     images = to_float(data.images)
     total = epochs * math.ceil(len(images) / batch_size)
@@ -96,9 +101,11 @@ def fit(
     for epoch in range(1, epochs + 1):
         losses = []
         for chosen in torch.randperm(len(images), generator=generator).split(batch_size):
-            x = augment(images[chosen], generator).to(device)
+            x = augment(images[chosen], generator).to(device, memory_format=layout)
             if len(x) > 1:  # the last batch may be a single image
-                loss = nn.functional.cross_entropy(extractor.logits(x), data.labels[chosen].to(device))
+                with torch.autocast(kind, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+                    logits = extractor.logits(x)
+                loss = nn.functional.cross_entropy(logits.float(), data.labels[chosen].to(device))
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -115,5 +122,5 @@ def fit(
         "epochs": epochs,
         "accuracy_on_other_split": accuracy(extractor, held_out),
     }
-    extractor.cpu().standardise(images)
+    extractor.to("cpu", memory_format=torch.contiguous_format).standardise(images[:MAX_STANDARDISING])  # type: ignore[call-overload]
     return extractor

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from envs.errors import UserError
 from envs.registry import unknown_name
 from stepdrop_rl.config import Prediction, ScheduleConfig, UNetConfig
+from stepdrop_rl.device import autocast_type
 from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.models.denoiser import NetworkDenoiser
 from stepdrop_rl.runs import run_folder
@@ -188,9 +189,3 @@ def load_model(
         pad_to=pad_to,
     )
     return Model(denoiser, info, content_hash(dict(network.state_dict())))
-
-
-def autocast_type(precision: str, device: torch.device | str) -> torch.dtype | None:
-    """The type networks compute in: auto is bfloat16 on CUDA and float32 (None) on a CPU."""
-    on_cuda = torch.device(device).type == "cuda"
-    return torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and on_cuda) else None
