@@ -160,6 +160,7 @@ def measure_policy(config: BenchmarkConfig) -> list[Row]:
     from stepdrop_rl.arena import make_arena
     from stepdrop_rl.config import EvaluateConfig, TrainPolicyConfig
     from stepdrop_rl.evaluate import compare
+    from stepdrop_rl.metrics import distance_name
     from stepdrop_rl.runs import run_folder
     from stepdrop_rl.train_policy import STATE
     from stepdrop_rl.train_policy import run as train
@@ -198,7 +199,7 @@ def measure_policy(config: BenchmarkConfig) -> list[Row]:
         outcomes = compare(choice, arena, contender)
         learned.append(outcomes[0])
         others |= {outcome.name: outcome for outcome in outcomes[1:] if outcome.name not in others}
-    distance = f"fd_{arena.extractor.name}"
+    distance = distance_name(arena.extractor.name)
     rows = [_policy_row(f"ppo, seed {seed}", [outcome], distance) for seed, outcome in enumerate(learned)]
     if len(learned) > 1:
         rows.append(_policy_row(f"ppo, {len(learned)} seeds", learned, distance))

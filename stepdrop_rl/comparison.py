@@ -18,6 +18,7 @@ from stepdrop_rl.arena import Arena, Contender
 from stepdrop_rl.engine import Samples
 from stepdrop_rl.metrics import BlockMean, gather, over_blocks
 from stepdrop_rl.metrics.compute import gflops_per_call, latency, peak_memory_mb
+from stepdrop_rl.metrics.similarity import similarity
 
 _LATENCY_REPEATS = 9
 RESULT_SCHEMA = "stepdrop_rl.result/1"
@@ -31,7 +32,7 @@ class Outcome:
         contender: Who.
         samples: What it drew.
         estimates: Metric → mean over the blocks, standard error, block values.
-        teacher_mse: Mean squared distance to the full trajectory of the same noise, pixels in [−1, 1].
+        to_teacher: How like the full trajectory of the same noise: mse, psnr, ssim, perceptual.
         latency_ms: Median wall time of one image drawn alone.
         gflops: Of the network, per image.
     """
@@ -39,7 +40,7 @@ class Outcome:
     contender: Contender
     samples: Samples
     estimates: dict[str, BlockMean]
-    teacher_mse: float
+    to_teacher: dict[str, float]
     latency_ms: float
     gflops: float
 
@@ -71,9 +72,9 @@ class Outcome:
             record[metric] = estimate.mean
             record[f"{metric}_error"] = estimate.standard_error
             record[f"{metric}_blocks"] = list(estimate.values)
+        record |= {f"teacher_{name}": value for name, value in self.to_teacher.items()}
         return record | {
             "is_std": statistics.stdev(self.estimates["is_mean"].values),
-            "teacher_mse": self.teacher_mse,
             "images_per_second": self.samples.images_per_second,
             "latency_ms_p50": self.latency_ms,
             "gflops_per_image": self.gflops,
@@ -83,14 +84,14 @@ class Outcome:
 def judged(arena: Arena, contender: Contender, samples: Samples, teacher: Tensor) -> Outcome:
     """Judge what a contender drew; ``teacher`` is the full trajectory of the same noise."""
     estimates = over_blocks(*gather(samples.images, arena.extractor), arena.reference, arena.blocks)
-    error = (samples.images - teacher).square().mean()
+    like = similarity(samples.images, teacher, arena.extractor)
     call = gflops_per_call(
         arena.model.denoiser.network,
         torch.zeros(1, *arena.model.denoiser.shape, device=arena.times.device),
         torch.zeros(1, device=arena.times.device),
     )
     nfe = float(samples.nfe.double().mean())
-    return Outcome(contender, samples, estimates, float(error), _latency(arena, contender), call * nfe)
+    return Outcome(contender, samples, estimates, like, _latency(arena, contender), call * nfe)
 
 
 def _latency(arena: Arena, contender: Contender) -> float:

@@ -373,11 +373,25 @@ class MetricsConfig:
     """Who judges.
 
     Args:
-        extractor: judge (our own network of the data set), efficientnet_lite0, or the folder of another
-            (default: judge for handwriting, efficientnet_lite0 for other images).
+        extractor: judge (our own network of the data set), efficientnet_lite0, inception (downloaded), the
+            folder of another of ours, or a file of torch-fidelity's Inception or of a CIFAR ResNet (default:
+            judge for handwriting, efficientnet_lite0 for other images).
+        inception_weights: File of the Inception network's weights, which then judges: a FID.
     """
 
     extractor: str | None = None
+    inception_weights: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            self.extractor in (None, "inception") or self.inception_weights is None,
+            "give either metrics.extractor or metrics.inception_weights, not both",
+        )
+
+    @property
+    def judge(self) -> str | None:
+        """Who judges, by name, folder or file."""
+        return self.inception_weights or self.extractor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,14 +23,16 @@ def run(config: EvaluateConfig) -> None:
     from agents import BASELINES
     from stepdrop_rl.arena import make_arena
     from stepdrop_rl.comparison import RESULT_SCHEMA, records
+    from stepdrop_rl.metrics import distance_name
     from stepdrop_rl.report.tables import comparison_rows, print_table
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import write_json
 
     for name in config.baselines:
         BASELINES[name]
-    arena, requested = make_arena(config, blocks=config.blocks, judge=config.metrics.extractor)
-    distance = f"fd_{arena.extractor.name}"  # a judge that cannot be had is noticed before images are drawn
+    arena, requested = make_arena(config, blocks=config.blocks, judge=config.metrics.judge)
+    # A judge that cannot be had is noticed before images are drawn.
+    distance = distance_name(arena.extractor.name)
     name = f"evaluate-{requested.agent.name}-{config.data.name}"
     with start_run(
         name, mode=config.tracking, config=asdict(config), tags={"command": "evaluate"}
@@ -137,13 +139,14 @@ def draw_curves(
     Of the fixed schedules with a chosen last time only the best is drawn: choosing takes its time.
     """
     from stepdrop_rl.arena import TUNED
+    from stepdrop_rl.metrics import distance_name
     from stepdrop_rl.report.progress import progress_bar
 
     contenders = {requested.agent.name: _curve_of(config, arena, requested)}
     for outcome in outcomes:
         if outcome.name in config.baselines:
             contenders[outcome.name] = [arena.contender(outcome.name, nfe) for nfe in config.curve]
-    distance = f"fd_{arena.extractor.name}"
+    distance = distance_name(arena.extractor.name)
     tuned = [outcome for outcome in outcomes if outcome.name.endswith(TUNED)]
     if tuned:
         best = min(tuned, key=lambda outcome: outcome.estimates[distance].mean).name

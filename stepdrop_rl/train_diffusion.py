@@ -145,7 +145,7 @@ def _look(config: TrainDiffusionConfig, trainer: Trainer, info: ModelInfo, track
     from envs.errors import UserError
     from envs.philox import Role
     from stepdrop_rl.engine import Engine
-    from stepdrop_rl.metrics import gather, load_reference
+    from stepdrop_rl.metrics import distance_name, gather, load_reference
     from stepdrop_rl.metrics.distances import frechet_distance
     from stepdrop_rl.report.images import image_grid
     from stepdrop_rl.solvers import SOLVERS
@@ -168,7 +168,7 @@ def _look(config: TrainDiffusionConfig, trainer: Trainer, info: ModelInfo, track
     if judge is not None:
         extractor, reference = judge
         distance = frechet_distance(gather(images, extractor)[0], reference.statistics)
-        tracker.log_metrics({f"fd_{extractor.name}": distance}, trainer.step)
+        tracker.log_metrics({distance_name(extractor.name): distance}, trainer.step)
 
 
 def _with_chosen_ends(

@@ -1,6 +1,6 @@
 """Metrics that say what they are: extractors, distances, blocks, cost."""
 
-from stepdrop_rl.metrics.base import METRICS, FeatureExtractor, Metric, Reference, measure
+from stepdrop_rl.metrics.base import METRICS, FeatureExtractor, Metric, Reference, distance_name, measure
 from stepdrop_rl.metrics.blocks import BlockMean, Difference, block_mean, over_blocks, paired_difference
 from stepdrop_rl.metrics.extractor import ROLES, Extractor, load_extractor
 from stepdrop_rl.metrics.reference import (
@@ -23,6 +23,7 @@ __all__ = [
     "Reference",
     "block_mean",
     "default_judge",
+    "distance_name",
     "find_extractor",
     "gather",
     "load_extractor",

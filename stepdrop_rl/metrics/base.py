@@ -38,6 +38,17 @@ class FeatureExtractor(Protocol):
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both, from one pass."""
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Activations (B, C_i, H_i, W_i) of several depths: where things are, not only that they are."""
+
+
+INCEPTION = "inception"
+
+
+def distance_name(extractor: str) -> str:
+    """What the Fréchet distance in an extractor's features is called: FID with the Inception network only."""
+    return "fid" if extractor == INCEPTION else f"fd_{extractor}"
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -63,6 +74,7 @@ EXTRACTORS = Registry(
     "extractor",
     {
         "efficientnet_lite0": "stepdrop_rl.metrics.efficientnet:load",
+        INCEPTION: "stepdrop_rl.metrics.inception:load",
     },
 )
 """Networks of others that judge any data set; our own are found by role, name or folder."""
@@ -76,6 +88,8 @@ METRICS = Registry(
         "kid": "stepdrop_rl.metrics.suite:kid",
         "inception_score": "stepdrop_rl.metrics.suite:inception_score",
         "precision_recall": "stepdrop_rl.metrics.suite:precision_recall",
+        "density_coverage": "stepdrop_rl.metrics.suite:density_coverage",
+        "vendi": "stepdrop_rl.metrics.suite:vendi",
     },
 )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
@@ -24,6 +25,8 @@ NEIGHBOURS = 3  # k of precision and recall
 KID_FULL_LIMIT = 4096  # larger sets: a mean over subsets, in which the kernel matrices fit
 KID_SUBSET = 1000
 KID_SUBSETS = 100
+MANIFOLD_NEIGHBOURS = 5  # k of density and coverage
+_ROWS = 2048  # of a distance matrix at once
 IS_SPLIT = 500  # images per split of the Inception score, at least
 IS_SPLITS = 10  # splits, at most
 _LOGIT_RANGE = 600.0  # exp(-600) is a normal float64; beyond 745 it is 0 and 0 x log 0 a NaN
@@ -37,6 +40,13 @@ class InceptionScore(NamedTuple):
 
     mean: float
     std: float
+
+
+class DensityCoverage(NamedTuple):
+    """How many real neighbourhoods a generated image lies in, and the share of them that are reached."""
+
+    density: float
+    coverage: float
 
 
 class PrecisionRecall(NamedTuple):
@@ -122,3 +132,33 @@ def precision_recall(f: Tensor, g: Tensor) -> PrecisionRecall:
     options = {"prc_neighborhood": NEIGHBOURS, "save_cpu_ram": True, "verbose": False}
     result = prc_features_to_metric(_wide(f), _wide(g), **options)
     return PrecisionRecall(result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL])
+
+
+def density_coverage(f: Tensor, g: Tensor, k: int = MANIFOLD_NEIGHBOURS) -> DensityCoverage:
+    """Density and coverage (Naeem et al., 2020, eqs. 6 and 7): precision and recall that outliers spoil less.
+
+    With B_j the ball around the real g_j that reaches its k-th neighbour in g: density is the mean number of
+    balls that an f lies in, over k; coverage the share of balls that hold an f.
+    """
+    _require(min(len(f), len(g)), k + 1, "density and coverage")
+    f, g = _wide(f), _wide(g)
+    balls = torch.zeros(len(f), dtype=torch.float64)
+    covered = []
+    for rows in g.split(_ROWS):
+        radius = torch.cdist(rows, g).kthvalue(k + 1, dim=1).values  # the nearest is the point itself
+        inside = torch.cdist(rows, f) < radius.unsqueeze(1)
+        balls += inside.double().sum(0)
+        covered.append(inside.any(1))
+    return DensityCoverage(float(balls.mean()) / k, float(torch.cat(covered).double().mean()))
+
+
+def vendi(f: Tensor) -> float:
+    """Vendi score (Friedman & Dieng, 2023): exp of the entropy of the eigenvalues of K/n, K the cosines.
+
+    Between 1 (all alike) and n (all orthogonal). K/n shares its non-zero eigenvalues with the D x D matrix.
+    """
+    _require(len(f), 1, "a Vendi score")
+    unit = torch.nn.functional.normalize(_wide(f), dim=1)
+    gram = unit.T @ unit if unit.shape[1] < len(unit) else unit @ unit.T
+    weights = torch.linalg.eigvalsh(gram / len(unit)).clamp(min=0)
+    return float(torch.exp(-torch.special.xlogy(weights, weights).sum()))

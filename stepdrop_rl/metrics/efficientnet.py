@@ -56,11 +56,22 @@ class EfficientNetLite0:
 
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 1280) features and (B, 1000) logits."""
+        pooled = self.maps(x)[-1].mean((2, 3))
+        return pooled, self.network._fc(pooled)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The last activations of every resolution."""
         large = nn.functional.interpolate(x, size=(SIDE, SIDE), mode="bicubic", antialias=True)
         large = large.clamp(-1, 1).expand(-1, 3, -1, -1)
         pixels = 127.5 * large + 127.5  # 0..255, and the network's own normalisation of them:
-        pooled = self.network.extract_features((pixels - 127) / 128).mean((2, 3))
-        return pooled, self.network._fc(pooled)
+        network, found = self.network, []
+        hidden = network._swish(network._bn0(network._conv_stem((pixels - 127) / 128)))
+        for block in network._blocks:
+            after = block(hidden)
+            if after.shape[-1] != hidden.shape[-1]:
+                found.append(hidden)
+            hidden = after
+        return [*found, network._swish(network._bn1(network._conv_head(hidden)))]
 
 
 def load() -> EfficientNetLite0:

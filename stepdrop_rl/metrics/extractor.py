@@ -19,20 +19,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from envs.errors import UserError
 from envs.registry import unknown_name
 from stepdrop_rl.data import Split
 from stepdrop_rl.metrics.base import EXTRACTORS
+from stepdrop_rl.metrics.depths import DepthFeatures
 from stepdrop_rl.runs import run_folder
-from stepdrop_rl.weights import PathLike, content_hash, load_into, load_weights, save_weights
+from stepdrop_rl.weights import PathLike, load_into, load_weights, save_weights
 
 PRETRAINED = Path(__file__).parents[1] / "models" / "pretrained"
 _FILE = "extractor"
-_BATCH = 2048  # images that features are taken of at once
-_VARIANCE_FLOOR = 1e-8  # keeps the gradient of the standard deviation finite on a constant channel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,25 +110,15 @@ class _Block(nn.Module):
         return nn.functional.silu(self.skip(x) + self.norm2(self.conv2(y)))
 
 
-def _moments(x: Tensor) -> Tensor:
-    """Mean and standard deviation over space of every channel: (B, C, H, W) -> (B, 2C)."""
-    variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
-    return torch.cat((mean, (variance + _VARIANCE_FLOOR).sqrt()), dim=1)
-
-
-class Extractor(nn.Module):
-    """A classifier that shows its work: features of several depths, and logits.
+class Extractor(DepthFeatures):
+    """A classifier of ours that shows its work: features of several depths, and logits.
 
     ``name`` is what metrics are called by: ``fd_<name>``. Never "FID": that is Inception's.
     """
 
-    feature_mean: Tensor  # (D,) of the raw features of real images
-    feature_deviation: Tensor  # (D,)
-
     def __init__(self, config: ExtractorConfig, name: str) -> None:
-        super().__init__()
+        super().__init__(name, config.widths)
         self.config = config
-        self.name = name
         self.metadata: dict[str, Any] = {}  # role, split, accuracy, seed: what save() writes beside it
         stem, *widths = config.widths
         self.stem = nn.Sequential(
@@ -145,61 +133,17 @@ class Extractor(nn.Module):
                 nn.Sequential(first, *(_Block(outputs, outputs, 1) for _ in range(config.blocks - 1)))
             )
         self.head = nn.Linear(widths[-1], config.num_classes)
-        self.register_buffer("feature_mean", torch.zeros(self.num_features))
-        self.register_buffer("feature_deviation", torch.ones(self.num_features))
 
-    @property
-    def num_features(self) -> int:
-        """D."""
-        return 2 * sum(self.config.widths)
-
-    @property
-    def content_hash(self) -> str:
-        """Names these very weights, for caches."""
-        return content_hash(self.state_dict())
-
-    @property
-    def device(self) -> torch.device:
-        """Where it takes images."""
-        return self.feature_mean.device
-
-    def _depths(self, x: Tensor) -> list[Tensor]:
+    def maps(self, x: Tensor) -> list[Tensor]:
         """Activations of the stem and of each stage."""
         depths = [self.stem(x)]
         for stage in self.stages:
             depths.append(stage(depths[-1]))
         return depths
 
-    def _features(self, depths: list[Tensor]) -> Tensor:
-        raw = torch.cat([_moments(depth) for depth in depths], dim=1)
-        return (raw - self.feature_mean) / self.feature_deviation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] -> features (B, D). Differentiable."""
-        return self._features(self._depths(x))
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] -> unnormalised log-probabilities (B, K)."""
-        return self.head(self._depths(x)[-1].mean(dim=(2, 3)))
-
-    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Both, from one pass."""
-        depths = self._depths(x)
-        return self._features(depths), self.head(depths[-1].mean(dim=(2, 3)))
-
-    @torch.no_grad()
-    def standardise(self, images: Tensor) -> None:
-        """Set mean and deviation of every feature from real images (N, C, H, W) in [-1, 1].
-
-        A feature that hardly varies is divided by a tenth of the median deviation instead: its own would
-        blow rounding errors up.
-        """
-        self.feature_mean.zero_()
-        self.feature_deviation.fill_(1.0)
-        raw = torch.cat([self(batch) for batch in images.split(_BATCH)])
-        deviation = raw.std(dim=0)
-        self.feature_mean.copy_(raw.mean(dim=0))
-        self.feature_deviation.copy_(deviation.clamp(min=0.1 * float(deviation.median())))
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Logits (B, K) of the last stage's means over space."""
+        return self.head(pooled)
 
     def save(self, folder: PathLike) -> str:
         """Write ``extractor.safetensors`` and ``extractor.json``; return the content hash."""

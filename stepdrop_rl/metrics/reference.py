@@ -18,6 +18,8 @@ from stepdrop_rl.caches import cache_folder
 from stepdrop_rl.config import DataConfig
 from stepdrop_rl.data import load, to_float, to_uint8
 from stepdrop_rl.metrics.base import EXTRACTORS, FeatureExtractor, Reference, measure
+from stepdrop_rl.metrics.checkpoints import load_file
+from stepdrop_rl.metrics.cifar_resnet import CifarResNet
 from stepdrop_rl.metrics.distances import statistics
 from stepdrop_rl.metrics.extractor import ROLES, load_extractor
 from stepdrop_rl.weights import PathLike, content_hash, load_tensors, save_tensors
@@ -25,6 +27,7 @@ from stepdrop_rl.weights import PathLike, content_hash, load_tensors, save_tenso
 BATCH_SIZE = 256
 DISK_CACHE_FROM = 10_000  # images; the features of fewer are made in a moment
 OUR_JUDGES = ("digits", "mnist")  # handwriting says little to a network that knows photographs
+STANDARDISING = 10_000  # training images that give the features of a foreign classifier their units
 _VERSION = 1  # of what is stored; a change of the meaning of features changes it
 
 _references: dict[str, Reference] = {}
@@ -126,10 +129,12 @@ def default_judge(dataset: str) -> str:
 
 
 def find_extractor(name_or_folder: PathLike, dataset: str) -> FeatureExtractor:
-    """Return an extractor by role, name or folder, on the CPU; :class:`UserError` where there is none."""
+    """Return an extractor by role, name, folder or file; :class:`UserError` where there is none."""
     if name_or_folder in EXTRACTORS:
         make: Callable[[], FeatureExtractor] = EXTRACTORS.load(str(name_or_folder))
         return make()
+    if Path(name_or_folder).is_file():
+        return load_file(Path(name_or_folder))
     return load_extractor(name_or_folder, dataset)
 
 
@@ -144,6 +149,8 @@ def load_reference(
     diffusion model and no reward has seen.
     """
     found = find_extractor(extractor, data.name).to(device)
+    if isinstance(found, CifarResNet):  # came without the deviations of its features
+        found.standardise(to_float(load(data, "train").images[:STANDARDISING]).to(device))
     split = ROLES[str(extractor)].split if extractor in ROLES else "judge"
     images = load(data, split).images
     cache = cache_folder("references") if len(images) >= DISK_CACHE_FROM else None

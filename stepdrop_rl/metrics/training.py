@@ -79,7 +79,7 @@ def fit(
         learning_rate: Peak of AdamW's learning rate; half a cosine takes it to 0.
         seed: Two roles with one seed still share no random number.
         device: Where the network learns.
-        autocast: Type it computes in while it learns (None: float32); bfloat16 is twice as fast on real images.
+        autocast: Type it computes in while it learns (None: float32); bfloat16 is twice as fast.
         progress: Called after each epoch with its number (from 1) and its loss.
     """
     if batch_size < 2:
