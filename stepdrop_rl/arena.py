@@ -6,7 +6,7 @@ Shapes: M = images drawn; N = points of a contender's grid.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +30,7 @@ from stepdrop_rl.grid_ends import END_LAMS
 from stepdrop_rl.metrics import FeatureExtractor, Reference, default_judge, gather, load_reference
 from stepdrop_rl.metrics.distances import frechet_distance
 from stepdrop_rl.models.unet import Model, load_model
+from stepdrop_rl.parallel import World, device_of
 from stepdrop_rl.policies import make_agent
 from stepdrop_rl.pricing import price_for
 from stepdrop_rl.solvers import SOLVERS
@@ -66,6 +67,7 @@ class Arena:
         blocks: Disjoint blocks of noise.
         judge: Who judges images: an extractor that no reward knows (default: the data set's).
         mode: Learned policies take the likelier action.
+        world: The processes that share the images.
     """
 
     model: Model
@@ -77,6 +79,7 @@ class Arena:
     blocks: int
     judge: str | None = None
     mode: bool = False
+    world: World = field(default_factory=World)
 
     @cached_property
     def _judging(self) -> tuple[FeatureExtractor, Reference]:
@@ -152,14 +155,19 @@ class Arena:
     def draw(
         self, contender: Contender, num_samples: int, progress: Callable[[int], None] | None = None
     ) -> Samples:
-        """Draw images 0 … of the evaluation noise."""
-        engine = self.engine(contender.agent)
-        engine.sample(contender.agent, min(8, num_samples), price=contender.price)  # warms caches and kernels
-        return engine.sample(contender.agent, num_samples, price=contender.price, progress=progress)
+        """Draw this process's share of images 0 … of the evaluation noise."""
+        engine, mine = self.engine(contender.agent), self.world.share(num_samples)
+        engine.sample(contender.agent, min(8, len(mine)), price=contender.price)  # warms caches and kernels
+        return engine.sample(
+            contender.agent, len(mine), price=contender.price, first_image=mine.start, progress=progress
+        )
 
 
-def make_arena(config: AgentChoice, *, blocks: int, judge: str | None = None) -> tuple[Arena, Contender]:
+def make_arena(
+    config: AgentChoice, *, blocks: int, judge: str | None = None, world: World | None = None
+) -> tuple[Arena, Contender]:
     """Load the model and settle the requested policy's budget."""
+    world = world or World()
     DATASETS[config.data.name]
     if (
         config.policy not in BASELINES
@@ -169,7 +177,7 @@ def make_arena(config: AgentChoice, *, blocks: int, judge: str | None = None) ->
         raise unknown_name("policy", config.policy, [*BASELINES, *ALGORITHMS])
     if config.solver is not None:
         SOLVERS[config.solver]
-    device = resolve_device(config.device)
+    device = device_of(resolve_device(config.device), world.local_rank)
     model = load_model(config.model or config.data.name, device)
     nfe = config.target_nfe or DEFAULT_NFE
     budget = Budget(nfe, model.info.t_start, model.info.t_end, config.num_decisions)
@@ -186,6 +194,7 @@ def make_arena(config: AgentChoice, *, blocks: int, judge: str | None = None) ->
         blocks=blocks,
         judge=judge,
         mode=config.actions == "mode",
+        world=world,
     )
     return arena, arena.settle(agent, nfe, config.price)
 

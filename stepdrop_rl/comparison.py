@@ -8,18 +8,20 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stepdrop_rl.arena import Arena, Contender
+from stepdrop_rl.data import to_float, to_uint8
 from stepdrop_rl.engine import Samples
 from stepdrop_rl.metrics import BlockMean, gather, over_blocks
 from stepdrop_rl.metrics.compute import gflops_per_call, latency, peak_memory_mb
 from stepdrop_rl.metrics.similarity import similarity
 
+KEPT = 1024  # images of a contender that are kept once it is judged
 _LATENCY_REPEATS = 9
 RESULT_SCHEMA = "stepdrop_rl.result/1"
 
@@ -30,7 +32,7 @@ class Outcome:
 
     Args:
         contender: Who.
-        samples: What it drew.
+        samples: What it drew (of the images only the first ones).
         estimates: Metric → mean over the blocks, standard error, block values.
         to_teacher: How like the full trajectory of the same noise: mse, psnr, ssim, perceptual.
         latency_ms: Median wall time of one image drawn alone.
@@ -63,7 +65,7 @@ class Outcome:
         """The result record of this contender, without what the whole run shares."""
         record: dict[str, Any] = {
             "policy": self.name,
-            "num_samples": len(self.samples.images),
+            "num_samples": len(self.samples.nfe),
             "nfe_mean": self.nfe_mean,
             "nfe_std": self.nfe_std,
             "price": self.contender.price,
@@ -82,16 +84,41 @@ class Outcome:
 
 
 def judged(arena: Arena, contender: Contender, samples: Samples, teacher: Tensor) -> Outcome:
-    """Judge what a contender drew; ``teacher`` is the full trajectory of the same noise."""
-    estimates = over_blocks(*gather(samples.images, arena.extractor), arena.reference, arena.blocks)
-    like = similarity(samples.images, teacher, arena.extractor)
+    """Judge what a contender drew; with several processes: all that they drew together.
+
+    Args:
+        arena: Where.
+        contender: Who.
+        samples: This process's share.
+        teacher: The full trajectory of the same noise, uint8.
+    """
+    world = arena.world
+    features, logits = (world.gathered(part) for part in gather(samples.images, arena.extractor))
+    rounded = to_float(to_uint8(samples.images))  # as the files they would become
+    like = similarity(rounded, to_float(teacher), arena.extractor)
+    shares = world.gathered(torch.tensor([[len(samples.images), *like.values()]], dtype=torch.float64))
+    means = (shares[:, 1:] * shares[:, :1]).sum(0) / shares[:, 0].sum()
+    seconds = world.gathered(torch.tensor([sum(samples.batch_seconds)], dtype=torch.float64))
+    whole = replace(
+        samples,
+        images=samples.images[:KEPT],
+        nfe=world.gathered(samples.nfe),
+        evaluated=world.gathered(samples.evaluated),
+        batch_seconds=[float(seconds.max())],
+    )
     call = gflops_per_call(
         arena.model.denoiser.network,
         torch.zeros(1, *arena.model.denoiser.shape, device=arena.times.device),
         torch.zeros(1, device=arena.times.device),
     )
-    nfe = float(samples.nfe.double().mean())
-    return Outcome(contender, samples, estimates, like, _latency(arena, contender), call * nfe)
+    return Outcome(
+        contender,
+        whole,
+        over_blocks(features, logits, arena.reference, arena.blocks),
+        dict(zip(like, means.tolist(), strict=True)),
+        _latency(arena, contender),
+        call * float(whole.nfe.double().mean()),
+    )
 
 
 def _latency(arena: Arena, contender: Contender) -> float:

@@ -404,6 +404,7 @@ class EvaluateConfig(AgentChoice):
         blocks: Disjoint blocks of noise; every distance is a mean over them with its standard error.
         tuned: Also show fixed baselines with the last time that suits their budget best, marked *.
         teacher: Also show the full trajectory.
+        ladder: Solver to evaluation counts: instead of a policy, judge evenly spaced times at each of them.
         curve: Budgets of the figure of quality against NFE (empty: no figure).
         curve_samples: Images per point of that figure.
     """
@@ -413,6 +414,7 @@ class EvaluateConfig(AgentChoice):
     blocks: int = 5
     tuned: bool = True
     teacher: bool = True
+    ladder: dict[str, list[int]] = field(default_factory=dict)
     curve: list[float] = field(default_factory=lambda: [4.0, 5.0, 6.0, 8.0])
     curve_samples: int = 1024
 
@@ -423,6 +425,13 @@ class EvaluateConfig(AgentChoice):
             self.num_samples % self.blocks == 0,
             f"num_samples ({self.num_samples}) must be a multiple of blocks ({self.blocks})",
         )
+        for solver, counts in self.ladder.items():
+            _require(
+                isinstance(counts, list)
+                and bool(counts)
+                and all(isinstance(n, int) and n > 0 for n in counts),
+                f"ladder.{solver} must be a list of evaluation counts, not {counts}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

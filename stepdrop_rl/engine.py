@@ -44,7 +44,7 @@ class Samples:
     @property
     def images_per_second(self) -> float:
         """Throughput over the whole run."""
-        return len(self.images) / sum(self.batch_seconds)
+        return len(self.nfe) / sum(self.batch_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,33 @@ from stepdrop_rl.config import EvaluateConfig
 if TYPE_CHECKING:
     from stepdrop_rl.arena import Arena, Contender
     from stepdrop_rl.comparison import Outcome
+    from stepdrop_rl.engine import Samples
+    from stepdrop_rl.parallel import World
     from stepdrop_rl.tracking import Run
 
 TEACHER_STEPS = 50
 
 
 def run(config: EvaluateConfig) -> None:
-    """Compare, print the table, write the record, log figures."""
+    """Compare, print the table, write the record, log figures.
+
+    Under ``accelerate launch`` or ``torchrun`` the processes share the images; the first speaks and writes.
+    """
+    from stepdrop_rl.device import resolve_device
+    from stepdrop_rl.ladder import climb
+    from stepdrop_rl.parallel import join
+
+    if config.ladder:
+        climb(config)
+        return
+    world = join(resolve_device(config.device))
+    try:
+        _run(config, world)
+    finally:
+        world.leave()
+
+
+def _run(config: EvaluateConfig, world: World) -> None:
     from agents import BASELINES
     from stepdrop_rl.arena import make_arena
     from stepdrop_rl.comparison import RESULT_SCHEMA, records
@@ -30,14 +50,15 @@ def run(config: EvaluateConfig) -> None:
 
     for name in config.baselines:
         BASELINES[name]
-    arena, requested = make_arena(config, blocks=config.blocks, judge=config.metrics.judge)
+    arena, requested = make_arena(config, blocks=config.blocks, judge=config.metrics.judge, world=world)
     # A judge that cannot be had is noticed before images are drawn.
     distance = distance_name(arena.extractor.name)
     name = f"evaluate-{requested.agent.name}-{config.data.name}"
-    with start_run(
-        name, mode=config.tracking, config=asdict(config), tags={"command": "evaluate"}
-    ) as tracker:
+    mode = config.tracking if world.is_main else "none"
+    with start_run(name, mode=mode, config=asdict(config), tags={"command": "evaluate"}) as tracker:
         outcomes = compare(config, arena, requested)
+        if not world.is_main:
+            return
         header, rows = comparison_rows(outcomes, distance)
         per_block = config.num_samples // config.blocks
         title = (
@@ -59,34 +80,39 @@ def run(config: EvaluateConfig) -> None:
 
 
 def compare(config: EvaluateConfig, arena: Arena, requested: Contender) -> list[Outcome]:
-    """Draw and judge the requested policy, its baselines at its mean NFE (rounded up), and the teacher."""
+    """Draw and judge the requested policy, its baselines at its mean NFE (rounded up), and the teacher.
+
+    Contenders are judged one after the other, so that only one set of images is held at a time.
+    """
     from agents.fixed import FixedSchedule
     from stepdrop_rl.arena import Contender
     from stepdrop_rl.comparison import judged
+    from stepdrop_rl.data import to_uint8
     from stepdrop_rl.report.progress import progress_bar
     from stepdrop_rl.teacher import full_trajectory
 
     info = arena.model.info
-    teacher = Contender(full_trajectory(info.t_start, info.t_end, TEACHER_STEPS))
-    with progress_bar() as bar:
+    full = Contender(full_trajectory(info.t_start, info.t_end, TEACHER_STEPS))
+    with progress_bar(visible=arena.world.is_main) as bar:
 
-        def draw(contender: Contender):  # type: ignore[no-untyped-def]
-            task = bar.add_task(contender.agent.name, total=config.num_samples, note="")
+        def draw(contender: Contender) -> Samples:
+            total = len(arena.world.share(config.num_samples))
+            task = bar.add_task(contender.agent.name, total=total, note="")
             return arena.draw(contender, config.num_samples, lambda count: bar.advance(task, count))
 
-        drawn = [(requested, draw(requested))]
-        spent = float(drawn[0][1].nfe.double().mean())
+        trajectory = draw(full)
+        teacher = to_uint8(trajectory.images)
+        last = [judged(arena, full, trajectory, teacher)] if config.teacher else []
+        del trajectory
+        outcomes = [judged(arena, requested, draw(requested), teacher)]
+        spent = outcomes[0].nfe_mean
         for name in config.baselines:
             if name != requested.agent.name:
-                fair = arena.contender(name, spent)
-                drawn.append((fair, draw(fair)))
-                if config.tuned and isinstance(fair.agent, FixedSchedule):
-                    tuned = arena.tuned(name, spent)
-                    drawn.append((tuned, draw(tuned)))
-        full = draw(teacher)
-    if config.teacher:
-        drawn.append((teacher, full))
-    return [judged(arena, contender, samples, full.images) for contender, samples in drawn]
+                rivals = [arena.contender(name, spent)]
+                if config.tuned and isinstance(rivals[0].agent, FixedSchedule):
+                    rivals.append(arena.tuned(name, spent))
+                outcomes += [judged(arena, rival, draw(rival), teacher) for rival in rivals]
+    return outcomes + last
 
 
 def _log_outcome(config: EvaluateConfig, parent: Run, outcome: Outcome) -> str:
@@ -116,7 +142,8 @@ def _log_figures(
     tracker.log_figure(evaluation_rates(outcomes), "evaluation_rates.png")
     tracker.log_figure(samples_side_by_side(outcomes), "samples.png")
     if config.curve:
-        count = min(config.curve_samples, config.num_samples)  # the same for the points and the floor
+        # The same for the points and the floor, of which this process kept so many.
+        count = min(config.curve_samples, len(outcomes[-1].samples.images))
         curves = draw_curves(config, arena, outcomes[0].contender, outcomes, count)
         floor = outcomes[-1].samples.images[:count] if config.teacher else None
         figure = quality_against_nfe(

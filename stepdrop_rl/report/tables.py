@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -49,6 +50,27 @@ def comparison_rows(outcomes: Sequence[Outcome], distance: str) -> tuple[list[st
                 f"{outcome.samples.images_per_second:.0f}",
                 f"{outcome.latency_ms:.0f}",
                 f"{outcome.gflops:.3f}",
+            ]
+        )
+    return header, rows
+
+
+def ladder_rows(records: Sequence[Mapping[str, Any]], distance: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of one model at several budgets."""
+    header = ["solver", "NFE", distance, "KID", "IS", "precision", "recall"]
+    header += ["density", "coverage", "images/s", "peak MiB"]
+    rows = []
+    for r in records:
+        rows.append(
+            [
+                r["solver"],
+                f"{r['nfe_mean']:.0f}",
+                f"{r[distance]:.1f} ± {r[f'{distance}_error']:.1f}",
+                f"{r['kid']:.4f} ± {r['kid_error']:.4f}",
+                f"{r['is_mean']:.2f}",
+                *(f"{r[name]:.3f}" for name in ("precision", "recall", "density", "coverage")),
+                f"{r['images_per_second']:.1f}",
+                f"{r['peak_memory_mb']:.0f}",
             ]
         )
     return header, rows

@@ -32,7 +32,13 @@ RECORD_FIELDS = {
         "kid",
         "precision",
         "recall",
+        "density",
+        "coverage",
+        "vendi",
         "teacher_mse",
+        "teacher_psnr",
+        "teacher_ssim",
+        "teacher_perceptual",
         "images_per_second",
         "latency_ms_p50",
         "peak_memory_mb",
@@ -189,3 +195,18 @@ def test_shipped_configs_hold_only_known_keys(name):
     path = str(Path(__file__).parents[2] / "configs" / name)
     for command, settings in cli.COMMANDS.items():
         cli.parse(settings, command, ["--config", path])
+
+
+def test_a_ladder_judges_every_rung_in_a_process_of_its_own(capsys):
+    argv = ["--ladder", "{ddim: [2, 4], multistep: [4]}", "--num-samples", "64", "--blocks", "2"]
+    assert call("evaluate", *argv, "--json", "ladder.json", "--tracking", "offline") == 0
+    records = read_json("ladder.json")["records"]
+    assert [(r["solver"], r["nfe_mean"]) for r in records] == [("ddim", 2), ("ddim", 4), ("multistep", 4)]
+    assert records[1]["fd_digits_judge"] < records[0]["fd_digits_judge"]
+    for record in records:
+        assert record["peak_memory_mb"] > 0
+        assert record["mlflow_run_id"]
+    out = capsys.readouterr().out
+    assert "evenly spaced from t = 967.1 to 23.9; 599 real images" in out
+    assert call("evaluate", "--ladder", "{ddim: [2.5]}") == 2
+    assert call("evaluate", "--ladder", "{nobody: [2]}") == 2

@@ -8,7 +8,7 @@ import torch
 
 from envs.errors import UserError
 from stepdrop_rl.parallel import World, join
-from stepdrop_rl.weights import load_tensors
+from stepdrop_rl.weights import load_tensors, read_json
 
 TRAIN = [
     *("--unet.channels", "[8,8]", "--unet.head-dim", "8", "--unet.dropout", "0", "--batch-size", "12"),
@@ -58,3 +58,40 @@ def test_alone_nothing_is_joined(monkeypatch):
     assert world == World()
     assert world.any(True)
     assert not world.any(False)
+
+
+def test_two_processes_judge_the_images_of_one(tmp_path):
+    argv = ["--policy", "uniform", "--target-nfe", "3", "--baselines", "[quadratic]", "--tuned", "false"]
+    argv += [
+        "--num-samples",
+        "130",
+        "--blocks",
+        "2",
+        "--tracking",
+        "none",
+        "--device",
+        "cpu",
+        "--curve",
+        "[]",
+    ]
+    for processes, output in ((1, "one"), (2, "two")):
+        done = launch(
+            "stepdrop_rl.evaluate", *argv, "--json", f"{output}.json", processes=processes, folder=tmp_path
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("records:") == 1
+    one, two = (read_json(tmp_path / f"{name}.json")["records"] for name in ("one", "two"))
+    measured = (
+        "fd_digits_judge",
+        "kid",
+        "precision",
+        "recall",
+        "is_mean",
+        "vendi",
+        "coverage",
+        "teacher_ssim",
+    )
+    for a, b in zip(one, two, strict=True):
+        assert a["num_samples"] == b["num_samples"] == 130
+        for name in (*measured, "nfe_mean"):
+            assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-6), name

@@ -1,0 +1,102 @@
+"""One model at several budgets with several solvers: the baseline table of a model card.
+
+Each rung is drawn in a process of its own, so that its peak of memory is its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from typing import Any
+
+from stepdrop_rl.comparison import RESULT_SCHEMA, records
+from stepdrop_rl.config import EvaluateConfig
+from stepdrop_rl.metrics import distance_name
+
+Record = dict[str, Any]
+
+
+def climb(config: EvaluateConfig) -> None:
+    """Judge every rung of ``config.ladder``, print the table, write the records, log a child run each."""
+    from stepdrop_rl.arena import make_arena
+    from stepdrop_rl.report.progress import progress_bar
+    from stepdrop_rl.report.tables import ladder_rows, print_table
+    from stepdrop_rl.solvers import SOLVERS
+    from stepdrop_rl.tracking import start_run
+    from stepdrop_rl.weights import write_json
+
+    for solver in config.ladder:
+        SOLVERS[solver]
+    rungs = [(solver, count) for solver, counts in config.ladder.items() for count in counts]
+    # What cannot be had is noticed here, not in another process.
+    arena, _ = make_arena(_rung(config, *rungs[0]), blocks=config.blocks, judge=config.metrics.judge)
+    distance = distance_name(arena.extractor.name)
+    num_real = arena.reference.num_images
+    context = multiprocessing.get_context("spawn")
+    found: list[Record] = []
+    name = f"ladder-{config.data.name}"
+    with start_run(
+        name, mode=config.tracking, config=asdict(config), tags={"command": "evaluate"}
+    ) as tracker:
+        with progress_bar() as bar:
+            task = bar.add_task("rungs", total=len(rungs), note="")
+            for solver, count in rungs:
+                bar.update(task, note=f"{solver}, {count} evaluations")
+                with ProcessPoolExecutor(1, mp_context=context) as pool:
+                    record = pool.submit(judge_rung, _rung(config, solver, count)).result()
+                numbers = {
+                    key: float(value) for key, value in record.items() if isinstance(value, int | float)
+                }
+                settings = {"solver": solver, "nfe": count, "num_samples": config.num_samples}
+                with start_run(
+                    f"{solver}-{count}", mode=config.tracking, config=settings, parent=tracker
+                ) as child:
+                    child.log_metrics(numbers)
+                    found.append(record | {"mlflow_run_id": child.id})
+                bar.advance(task)
+        tracker.log_dict({"schema": RESULT_SCHEMA, "records": found}, "result.json")
+        where = tracker.where()
+    header, rows = ladder_rows(found, distance)
+    info = arena.model.info
+    title = (
+        f"{config.data.name}: {config.num_samples:,} images in {config.blocks} blocks (± standard error), "
+        f"evenly spaced from t = {info.t_start:g} to {info.t_end:g}; {num_real:,} real images; "
+        f"{found[0]['device']}"
+    )
+    print_table(header, rows, title)
+    if config.json is not None:
+        write_json(config.json, {"schema": RESULT_SCHEMA, "records": found})
+        print(f"records: {config.json}")
+    if where:
+        print(f"runs: {where}")
+
+
+def _rung(config: EvaluateConfig, solver: str, count: int) -> EvaluateConfig:
+    return replace(
+        config,
+        policy="uniform",
+        solver=solver,
+        target_nfe=float(count),
+        price=None,
+        num_decisions=max(count, 2),
+        tracking="none",
+        ladder={},
+    )
+
+
+def judge_rung(config: EvaluateConfig) -> Record:
+    """Draw and judge one rung; its peak of memory is that of drawing."""
+    from stepdrop_rl.arena import make_arena
+    from stepdrop_rl.comparison import judged
+    from stepdrop_rl.data import to_uint8
+    from stepdrop_rl.evaluate import git_commit
+    from stepdrop_rl.metrics.compute import peak_memory_mb
+
+    arena, contender = make_arena(config, blocks=config.blocks, judge=config.metrics.judge)
+    samples = arena.draw(contender, config.num_samples)
+    peak = peak_memory_mb(arena.times.device)
+    outcome = judged(arena, contender, samples, to_uint8(samples.images))
+    (record,) = records([outcome], arena, git_commit=git_commit(), run_ids=[""])
+    alone = {key: value for key, value in record.items() if not key.startswith("teacher_")}
+    return alone | {"peak_memory_mb": peak}
