@@ -26,6 +26,7 @@ COMMANDS: dict[str, type] = {
     "train_policy": config.TrainPolicyConfig,
     "evaluate": config.EvaluateConfig,
     "sample": config.SampleConfig,
+    "reference": config.ReferenceConfig,
     "benchmark": config.BenchmarkConfig,
     "study_training": config.StudyTrainingConfig,
 }

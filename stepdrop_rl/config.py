@@ -395,6 +395,19 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceConfig(CommonConfig):
+    """Keep what a judge sees in the real images, so that judging needs no data set.
+
+    Args:
+        metrics: Who judges.
+        output: Folder (default: the shipped references of the data set).
+    """
+
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    output: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(AgentChoice):
     """Compare a policy with its baselines: same mean NFE, same solver, same noise.
 

@@ -57,17 +57,19 @@ class Reference:
     Args:
         extractor: Name of the extractor.
         features: (M, D) float32, on the CPU.
-        statistics: Their mean and covariance.
+        statistics: Mean and covariance, of these or of more images.
+        counted: How many images the statistics are of (None: M).
     """
 
     extractor: str
     features: Tensor
     statistics: Statistics
+    counted: int | None = None
 
     @property
     def num_images(self) -> int:
-        """M."""
-        return len(self.features)
+        """How many images the statistics are of."""
+        return len(self.features) if self.counted is None else self.counted
 
 
 EXTRACTORS = Registry(

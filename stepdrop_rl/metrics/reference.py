@@ -5,7 +5,7 @@ Images are judged as the files they would become: clamped to [-1, 1] and rounded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from stepdrop_rl.metrics.base import EXTRACTORS, FeatureExtractor, Reference, me
 from stepdrop_rl.metrics.checkpoints import load_file
 from stepdrop_rl.metrics.cifar_resnet import CifarResNet
 from stepdrop_rl.metrics.distances import statistics
-from stepdrop_rl.metrics.extractor import ROLES, load_extractor
-from stepdrop_rl.weights import PathLike, content_hash, load_tensors, save_tensors
+from stepdrop_rl.metrics.extractor import PRETRAINED, ROLES, load_extractor
+from stepdrop_rl.weights import PathLike, content_hash, load_tensors, load_weights, save_tensors, save_weights
 
 BATCH_SIZE = 256
 DISK_CACHE_FROM = 10_000  # images; the features of fewer are made in a moment
 OUR_JUDGES = ("digits", "mnist")  # handwriting says little to a network that knows photographs
+SHIPPED_FEATURES = 4096  # of real images, for KID, precision and recall; statistics are of all
 STANDARDISING = 10_000  # training images that give the features of a foreign classifier their units
 _VERSION = 1  # of what is stored; a change of the meaning of features changes it
 
@@ -123,6 +124,41 @@ def make_reference(
     return reference
 
 
+def save_reference(
+    folder: Path, reference: Reference, extractor: FeatureExtractor, described: Mapping[str, Any]
+) -> None:
+    """Keep a reference where :func:`read_reference` finds it: all statistics, features of the first images.
+
+    The covariance is kept as a triangle, features in half precision: a thirtieth of a per cent.
+    """
+    sigma = torch.from_numpy(reference.statistics["sigma"]).float()
+    rows, columns = torch.triu_indices(*sigma.shape)
+    tensors = {
+        "mu": torch.from_numpy(reference.statistics["mu"]).float(),
+        "sigma": sigma[rows, columns],
+        "features": reference.features[:SHIPPED_FEATURES].half(),
+    }
+    identity = {"extractor": extractor.name, "extractor_hash": extractor.content_hash}
+    save_weights(
+        folder, extractor.name, tensors, {**identity, "num_images": reference.num_images, **described}
+    )
+
+
+def read_reference(folder: Path, extractor: FeatureExtractor, size: int | None = None) -> Reference | None:
+    """The kept reference of these very weights and of images of ``size`` pixels (None: any), or None."""
+    if not (folder / f"{extractor.name}.json").is_file():
+        return None
+    tensors, described = load_weights(folder, extractor.name)
+    if described["extractor_hash"] != extractor.content_hash or size not in (None, described["size"]):
+        return None
+    num = len(tensors["mu"])
+    sigma = torch.zeros(num, num, dtype=torch.float64)
+    rows, columns = torch.triu_indices(num, num)
+    sigma[rows, columns] = sigma[columns, rows] = tensors["sigma"].double()
+    moments = {"mu": tensors["mu"].double().numpy(), "sigma": sigma.numpy()}
+    return Reference(extractor.name, tensors["features"].float(), moments, described["num_images"])
+
+
 def default_judge(dataset: str) -> str:
     """Who judges a data set if nobody is named: an ImageNet network, where it has something to see."""
     return "judge" if dataset in OUR_JUDGES else "efficientnet_lite0"
@@ -152,6 +188,9 @@ def load_reference(
     if isinstance(found, CifarResNet):  # came without the deviations of its features
         found.standardise(to_float(load(data, "train").images[:STANDARDISING]).to(device))
     split = ROLES[str(extractor)].split if extractor in ROLES else "judge"
+    shipped = read_reference(PRETRAINED / data.name / "references", found, data.size)
+    if shipped is not None:
+        return found, shipped
     images = load(data, split).images
     cache = cache_folder("references") if len(images) >= DISK_CACHE_FROM else None
     return found, make_reference(images, found, cache=cache)
