@@ -27,6 +27,7 @@ COMMANDS: dict[str, type] = {
     "evaluate": config.EvaluateConfig,
     "sample": config.SampleConfig,
     "reference": config.ReferenceConfig,
+    "check_judge": config.CheckJudgeConfig,
     "benchmark": config.BenchmarkConfig,
     "study_training": config.StudyTrainingConfig,
 }

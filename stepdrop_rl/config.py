@@ -395,6 +395,25 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckJudgeConfig(CommonConfig):
+    """Examine a judge on real images, spoilt step by step.
+
+    Args:
+        metrics: Who judges.
+        num_images: Images per set.
+        report: Markdown file of the table.
+    """
+
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    num_images: int = 1024
+    report: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.num_images >= 32, f"num_images must be at least 32, not {self.num_images}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReferenceConfig(CommonConfig):
     """Keep what a judge sees in the real images, so that judging needs no data set.
 
@@ -462,11 +481,12 @@ class SampleConfig(AgentChoice):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(CommonConfig):
-    """Measure the environment, the engine and the policy.
+    """Measure the environment, the engine, training and the policy.
 
     Args:
         model: Name of a shipped model, or the folder of one (default: the data set's).
         parts: What to measure.
+        training: YAML file of the training settings to measure (default: train_diffusion's own).
         num_envs: Trajectories in the environment's comparison.
         batch_size: Images per batch in the engine's comparison.
         repeats: Interleaved repetitions of each timing.
@@ -477,6 +497,7 @@ class BenchmarkConfig(CommonConfig):
 
     model: str | None = None
     parts: list[str] = field(default_factory=lambda: ["environment", "engine", "policy"])
+    training: str | None = None
     num_envs: int = 256
     batch_size: int = 256
     repeats: int = 7

@@ -178,7 +178,7 @@ class Trainer:
         # Dropout's masks, resumed or not: every process has its own.
         torch.manual_seed((c.seed * _STEPS_PER_SEED + self.step) * self.world.size + self.world.rank)
         with torch.autocast(device, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            output = self._forward(x_t.contiguous(memory_format=self._layout), t.float()).sample
+            output = self.forward(x_t, t)
         loss = self.loss(Batch(self.schedule, c.prediction, x0, t, eps, x_t, output), c)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -190,6 +190,11 @@ class Trainer:
         self._update_ema()
         self.step += 1
         return {"loss": loss.detach(), "grad_norm": norm.detach(), "learning_rate": rate}
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """What the network that learns says, compiled and shared as it is trained."""
+        output: Tensor = self._forward(x_t.contiguous(memory_format=self._layout), t.float()).sample
+        return output
 
     @torch.no_grad()
     def _update_ema(self) -> None:
