@@ -32,12 +32,14 @@ def run(config: StudyTrainingConfig) -> None:
     """Train what is not there yet, judge it, and print the tables of all that is complete."""
     from dataclasses import asdict
 
+    from stepdrop_rl.device import resolve_device
     from stepdrop_rl.runs import run_folder
     from stepdrop_rl.solvers import SOLVERS
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import write_json, write_text
 
     SOLVERS[config.solver]
+    resolve_device(config.device)
     plan = {name: _settings(config, changes) for name, changes in config.variants.items()}
     dataset = next(iter(plan.values())).data.name
     root = Path(config.output) if config.output else run_folder(dataset, "study_training")
@@ -74,7 +76,9 @@ def _settings(config: StudyTrainingConfig, changes: Mapping[str, Any]) -> TrainD
     from stepdrop_rl.cli import parse
 
     options = [f"--{key}={value}" for key, value in changes.items()]
-    settings = parse(TrainDiffusionConfig, "train_diffusion", ["--config", config.training, *options])
+    files = ["--config", config.training] if config.training is not None else []
+    first = [] if files else [f"--data.name={config.data.name}"]
+    settings = parse(TrainDiffusionConfig, "train_diffusion", [*files, *first, *options])
     return replace(settings, choose_ends=False, device=config.device, tracking=config.tracking)
 
 

@@ -1,0 +1,144 @@
+"""The decision problem, who decides, and learning to decide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from stepdrop_rl.config.common import CommonConfig, require, require_minutes
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig:
+    """The decision problem.
+
+    Args:
+        solver: Name in the solver registry.
+        num_decisions: N, points of the decision grid between the model's ends.
+        price: Price of an evaluation; without it one is drawn per episode.
+        price_min: Smallest price drawn.
+        price_max: Largest price drawn.
+        reward: Quality scores and their weights.
+        num_features: Pooled middle features of the network in the observation (0: none).
+        bank_size: Noises (with their full-trajectory results) that episodes start from.
+        teacher_steps: Evaluations of the full trajectory.
+    """
+
+    solver: str = "multistep"
+    num_decisions: int = 24
+    price: float | None = None
+    price_min: float = 0.004
+    price_max: float = 0.1
+    reward: dict[str, float] = field(default_factory=lambda: {"feature": 4.0, "neighbour": 1.0})
+    num_features: int = 0
+    bank_size: int = 4096
+    teacher_steps: int = 50
+
+    def __post_init__(self) -> None:
+        require(self.price is None or self.price >= 0, f"env.price must not be negative: {self.price}")
+        require(
+            0 < self.price_min <= self.price_max,
+            f"need 0 < env.price_min <= env.price_max, not {self.price_min} and {self.price_max}",
+        )
+        require(self.num_decisions >= 2, f"env.num_decisions must be at least 2, not {self.num_decisions}")
+        require(bool(self.reward), "env.reward needs at least one quality score")
+        require(self.bank_size >= 32, f"env.bank_size must be at least 32, not {self.bank_size}")
+        require(self.teacher_steps > 0, f"env.teacher_steps must be positive, not {self.teacher_steps}")
+
+    @property
+    def prices(self) -> tuple[float, float]:
+        """Smallest and largest price that an episode may see."""
+        return (self.price_min, self.price_max) if self.price is None else (self.price, self.price)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPolicyConfig(CommonConfig):
+    """Learn a skip policy.
+
+    Args:
+        model: Name of a shipped model, or the folder of one (default: the data set's).
+        algo: Learning algorithm.
+        env: The decision problem.
+        output: Folder of the policy (default runs/DATA/ALGO).
+        resume: Go on with the run in the output folder.
+        decisions: Decisions to learn from, over all trajectories.
+        max_minutes: Interrupt after this long; --resume goes on.
+        num_envs: Trajectories in parallel.
+        hyperparameters: Of the algorithm, over its defaults.
+        judge_every: Decisions between two looks by the validation judge.
+        judge_samples: Images per look.
+        target_nfe: Budgets at which the validation judge looks.
+    """
+
+    model: str | None = None
+    algo: str = "ppo"
+    env: EnvConfig = field(default_factory=EnvConfig)
+    output: str | None = None
+    resume: bool = False
+    decisions: int = 480_000
+    max_minutes: float | None = None
+    num_envs: int = 256
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    judge_every: int = 80_000
+    judge_samples: int = 1024
+    target_nfe: list[float] = field(default_factory=lambda: [4.0, 5.0, 6.0, 8.0])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.decisions > 0, f"decisions must be positive, not {self.decisions}")
+        require(self.judge_every > 0, f"judge_every must be positive, not {self.judge_every}")
+        require(self.judge_samples >= 32, f"judge_samples must be at least 32, not {self.judge_samples}")
+        require(
+            len(self.target_nfe) > 0 and min(self.target_nfe) >= 1,
+            f"target_nfe needs budgets of at least 1, not {self.target_nfe}",
+        )
+        require_minutes(self.max_minutes)
+        require(self.num_envs > 0, f"num_envs must be positive, not {self.num_envs}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentChoice(CommonConfig):
+    """Who decides, shared by the commands that draw images.
+
+    Args:
+        model: Name of a shipped model, or the folder of one (default: the data set's).
+        policy: Name of an agent, a policy folder, or a schedule file.
+        solver: Name in the solver registry (a learned policy brings its own).
+        target_nfe: Mean evaluations per image to spend at most (a learned policy without --price: 5).
+        price: Price of an evaluation given to a learned policy, instead of target_nfe.
+        actions: sample draws from the policy's probabilities, mode takes the likelier action.
+        num_decisions: N, points of the decision grid, for agents that bring none.
+        num_samples: Images to draw.
+        batch_size: Images in one batch.
+    """
+
+    model: str | None = None
+    policy: str = "ppo"
+    solver: str | None = None
+    target_nfe: float | None = None
+    price: float | None = None
+    actions: Literal["sample", "mode"] = "sample"
+    num_decisions: int = 24
+    num_samples: int = 2560
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.target_nfe is None or self.target_nfe >= 1, "target_nfe must be at least 1")
+        require(self.price is None or self.price >= 0, f"price must not be negative: {self.price}")
+        require(self.price is None or self.target_nfe is None, "give either price or target_nfe, not both")
+        require(self.num_samples > 0, f"num_samples must be positive, not {self.num_samples}")
+        require(self.batch_size > 0, f"batch_size must be positive, not {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(AgentChoice):
+    """Draw images.
+
+    Args:
+        num_samples: Images to draw.
+        output: PNG file of the grid.
+    """
+
+    num_samples: int = 64
+    output: str = "samples.png"
