@@ -10,6 +10,8 @@ BASELINES = Registry(
     {
         "uniform": "agents.fixed:uniform",
         "quadratic": "agents.fixed:quadratic",
+        "log_snr": "agents.fixed:log_snr",
+        "trailing": "agents.fixed:trailing",
         "bernoulli": "agents.stochastic:bernoulli",
     },
 )

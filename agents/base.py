@@ -8,6 +8,16 @@ from typing import Protocol
 from torch import Tensor
 
 
+class TimeScale(Protocol):
+    """A noise schedule, as far as spacing times needs it: half log-SNR at real times, and back."""
+
+    def lam(self, t: Tensor) -> Tensor:
+        """Half log-SNR at times ``t``."""
+
+    def time_of(self, lam: Tensor) -> Tensor:
+        """The times whose half log-SNR is ``lam``."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """What a baseline is made from.
@@ -17,12 +27,14 @@ class Budget:
         t_start: Where the model's grid begins.
         t_end: Where it ends.
         num_decisions: N, points of the decision grid, for agents that decide on one.
+        scale: The model's noise schedule, for agents that space times by noise.
     """
 
     nfe: float
     t_start: float
     t_end: float
     num_decisions: int
+    scale: TimeScale | None = None
 
 
 class Agent(Protocol):

@@ -55,6 +55,23 @@ def quadratic(budget: Budget) -> FixedSchedule:
     return FixedSchedule("quadratic", times.clamp(budget.t_end, budget.t_start))
 
 
+def log_snr(budget: Budget) -> FixedSchedule:
+    """Times evenly spaced in half log-SNR (Lu et al. 2022, DPM-Solver, section 3.3), both ends included."""
+    assert budget.scale is not None, "spacing by noise needs the model's noise schedule"
+    start, end = budget.scale.lam(torch.tensor([budget.t_start, budget.t_end], dtype=torch.float64)).tolist()
+    times = budget.scale.time_of(start + (end - start) * _steps(budget))
+    return FixedSchedule("log_snr", times.clamp(budget.t_end, budget.t_start))
+
+
+def trailing(budget: Budget) -> FixedSchedule:
+    """Even strides from the start; the last stride leads to the clean image (Lin et al. 2024, section 3.3).
+
+    The end of the model's grid plays no part: K evaluations end at t_start/K.
+    """
+    count = len(_steps(budget))
+    return FixedSchedule("trailing", budget.t_start * (1 - torch.arange(count, dtype=torch.float64) / count))
+
+
 def read_schedule(path: Path) -> FixedSchedule:
     """Read a schedule file, ``{schema, solver, times}``; :class:`UserError` where it is damaged."""
     try:

@@ -6,7 +6,7 @@ Shapes: M = images drawn; N = points of a contender's grid.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -115,8 +115,7 @@ class Arena:
 
     def contender(self, name: str, nfe: float, price: float | None = None) -> Contender:
         """Make the agent called ``name`` spend ``nfe`` evaluations at most, or pay ``price``."""
-        info = self.model.info
-        budget = Budget(nfe, info.t_start, info.t_end, len(self.times))
+        budget = budget_of(self.model, nfe, len(self.times))
         return self.settle(make_agent(name, budget, model=self.model, solver=self.solver), nfe, price)
 
     def settle(self, agent: Agent, nfe: float, price: float | None = None) -> Contender:
@@ -140,7 +139,7 @@ class Arena:
         for end in [info.t_end, *(end for end in ends if info.t_end < end < info.t_start)]:
             agent = make_agent(
                 name,
-                Budget(nfe, self.model.info.t_start, end, len(self.times)),
+                replace(budget_of(self.model, nfe, len(self.times)), t_end=end),
                 model=self.model,
                 solver=self.solver,
             )
@@ -163,6 +162,12 @@ class Arena:
         )
 
 
+def budget_of(model: Model, nfe: float, num_decisions: int) -> Budget:
+    """What a baseline needs to spend ``nfe`` evaluations between the ends of ``model``."""
+    info = model.info
+    return Budget(nfe, info.t_start, info.t_end, num_decisions, model.denoiser.schedule)
+
+
 def make_arena(
     config: AgentChoice, *, blocks: int, judge: str | None = None, world: World | None = None
 ) -> tuple[Arena, Contender]:
@@ -180,7 +185,7 @@ def make_arena(
     device = device_of(resolve_device(config.device), world.local_rank)
     model = load_model(config.model or config.data.name, device)
     nfe = config.target_nfe or DEFAULT_NFE
-    budget = Budget(nfe, model.info.t_start, model.info.t_end, config.num_decisions)
+    budget = budget_of(model, nfe, config.num_decisions)
     agent = make_agent(config.policy, budget, model=model, solver=config.solver)
     _check_budget(config, agent, model)
     data = data_of(model, config.data)

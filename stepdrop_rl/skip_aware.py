@@ -55,7 +55,7 @@ def visited_jumps(config: SkipAwareConfig, dataset: str, schedule: NoiseSchedule
     start, end = default_ends(schedule)
     agent: Agent | None = None
     if config.policy in BASELINES:
-        agent = BASELINES.load(config.policy)(Budget(config.nfe, start, end, NUM_DECISIONS))
+        agent = BASELINES.load(config.policy)(Budget(config.nfe, start, end, NUM_DECISIONS, schedule))
     elif Path(config.policy).is_file():
         agent = read_schedule(Path(config.policy))
     if agent is not None and agent.times is not None:

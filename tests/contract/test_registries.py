@@ -10,7 +10,7 @@ from envs.observation import ENTRIES
 from envs.registry import Registry
 from envs.rewards import REWARDS
 from stepdrop_rl.data import DATASETS
-from stepdrop_rl.diffusion import SCHEDULES
+from stepdrop_rl.diffusion import SCHEDULES, NoiseSchedule
 from stepdrop_rl.metrics import METRICS
 from stepdrop_rl.solvers import SOLVERS
 
@@ -39,7 +39,7 @@ def test_a_near_miss_is_answered_with_the_nearest_name(registry: Registry):
 @pytest.mark.parametrize("name", list(BASELINES))
 @pytest.mark.parametrize("nfe", [1, 2, 5, 7.3, 32])
 def test_baselines_are_made_from_a_budget(name: str, nfe: float):
-    agent = BASELINES.load(name)(Budget(nfe, 980.0, 20.0, 32))
+    agent = BASELINES.load(name)(Budget(nfe, 980.0, 20.0, 32, NoiseSchedule("cosine", 1000)))
     assert agent.name == name
     observation = torch.zeros(31, len(ENTRIES) if agent.observes else 0)
     if agent.observes:  # a row per decision, at its place on the grid
@@ -52,8 +52,21 @@ def test_baselines_are_made_from_a_budget(name: str, nfe: float):
     else:
         assert len(agent.times) == -(-nfe // 1)
         assert float(agent.times[0]) == 980.0
-        assert len(agent.times) == 1 or float(agent.times[-1]) == pytest.approx(20.0)
+        last = 980 / len(agent.times) if name == "trailing" else 20.0
+        assert len(agent.times) == 1 or float(agent.times[-1]) == pytest.approx(last)
         assert bool((agent.times.diff() < 0).all())
+
+
+def test_log_snr_is_even_in_the_noise():
+    schedule = NoiseSchedule("cosine", 1000)
+    times = BASELINES.load("log_snr")(Budget(6, 980.0, 20.0, 32, schedule)).times
+    steps = schedule.lam(times).diff()
+    torch.testing.assert_close(steps, steps.mean().expand(5))
+
+
+def test_trailing_strides_reach_the_clean_image():
+    times = BASELINES.load("trailing")(Budget(4, 1000.0, 20.0, 32)).times
+    assert times.tolist() == [1000.0, 750.0, 500.0, 250.0]
 
 
 def test_quadratic_is_denser_at_the_end():
