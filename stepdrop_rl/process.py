@@ -54,6 +54,8 @@ class DiffusionProcess:
         depth = max(2, solver.history)  # the evidence looks back on two evaluations
         self._x = torch.zeros(num_rows, *denoiser.shape, device=device)
         self._x0 = torch.zeros(num_rows, depth, *denoiser.shape, device=device)
+        needs_eps = getattr(solver, "needs_eps", False)
+        self._eps = torch.zeros(num_rows, depth, *denoiser.shape, device=device) if needs_eps else None
         self._times = torch.zeros(num_rows, depth, dtype=torch.float64, device=device)
         self._count = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._image = torch.zeros(num_rows, dtype=torch.int64, device=device)
@@ -83,6 +85,8 @@ class DiffusionProcess:
         self._times[rows] = t.double().unsqueeze(-1).expand(-1, self._times.shape[1])
         self._count[rows] = 0
         self._x0[rows] = 0.0
+        if self._eps is not None:
+            self._eps[rows] = 0.0
 
     def jump(self, rows: Tensor, s: Tensor) -> Tensor:
         """Images at times ``s`` (CLEAN: the current clean estimate), one jump from the anchors."""
@@ -90,7 +94,14 @@ class DiffusionProcess:
         clean = s < 0
         if bool(clean.all()):
             return x0[:, 0]
-        anchor = Anchor(self._x[rows], self._times[rows, 0], x0, self._times[rows], self._count[rows])
+        anchor = Anchor(
+            self._x[rows],
+            self._times[rows, 0],
+            x0,
+            self._times[rows],
+            self._count[rows],
+            None if self._eps is None else self._eps[rows],
+        )
         target = torch.where(clean, anchor.t, s.double())
         noise = None
         if self.solver.stochastic:
@@ -125,6 +136,10 @@ class DiffusionProcess:
         if pooled is not None and self.projection is not None:
             matrix, mean = self.projection
             self._features[rows] = (pooled - mean) @ matrix
+        if self._eps is not None:
+            if self.clip:
+                eps = (x - image_scale(alpha, x) * x0) / image_scale(sigma, x)
+            self._eps[rows] = torch.cat((eps.unsqueeze(1), self._eps[rows, :-1]), 1)
         self._x[rows] = x
         self._x0[rows] = torch.cat((x0.unsqueeze(1), self._x0[rows, :-1]), 1)
         self._times[rows] = torch.cat((t.double().unsqueeze(1), self._times[rows, :-1]), 1)

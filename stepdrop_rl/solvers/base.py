@@ -29,6 +29,7 @@ class Anchor:
         x0: Clean estimates of the last evaluations, newest first, (B, K, C, H, W).
         times: Times of those evaluations, newest first, (B, K); times[:, 0] is t.
         count: How many of the K are filled, (B,).
+        eps: Noise estimates of the last evaluations, like ``x0``; None for solvers that do not need them.
     """
 
     x: Tensor
@@ -36,13 +37,15 @@ class Anchor:
     x0: Tensor
     times: Tensor
     count: Tensor
+    eps: Tensor | None = None
 
 
 class Solver(Protocol):
     """A jump rule.
 
     ``order`` is the global order that the tests measure, of the default without noise (None: none declared);
-    ``history`` is K, how many evaluations it looks back on; ``stochastic`` tells whether it needs noise.
+    ``history`` is K, how many evaluations it looks back on; ``stochastic`` tells whether it needs noise,
+    an attribute ``needs_eps`` that is true that it extrapolates eps, not x0_hat.
     """
 
     order: ClassVar[int | None]

@@ -31,5 +31,16 @@ class DDPM:
         rest = -torch.expm1(2 * torch.log(root_a))  # 1 − a, without cancellation for short jumps
         of_x = root_a * sigma_s**2 / sigma_t**2
         of_x0 = alpha_s * rest / sigma_t**2
-        deviation = torch.sqrt(rest) * sigma_s / sigma_t
+        deviation = torch.sqrt(rest) * self._spread(sigma_s / sigma_t)
         return image_scale(of_x, x) * x + image_scale(of_x0, x) * x0 + image_scale(deviation, x) * noise
+
+    def _spread(self, ratio: Tensor) -> Tensor:
+        """Deviation of the noise over √(1 − a), from σ_s/σ_t."""
+        return ratio
+
+
+class DDPMLarge(DDPM):
+    """The same mean with the larger variance 1 − a, right for data that are noise themselves (Ho et al.)."""
+
+    def _spread(self, ratio: Tensor) -> Tensor:
+        return torch.ones_like(ratio)

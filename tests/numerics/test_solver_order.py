@@ -18,13 +18,17 @@ from stepdrop_rl.process import DiffusionProcess
 from stepdrop_rl.solvers import SOLVERS
 from stepdrop_rl.solvers.base import Anchor, Solver
 from stepdrop_rl.solvers.ddim import DDIM
+from stepdrop_rl.solvers.multistep3 import Multistep3
 
 LAM_START, LAM_END = -1.5, 1.5
-REFERENCE_STEPS = 768  # of RK4: errors of 1e-10 where the compared solvers make 1e-4
-REFINEMENTS = (24, 48, 96, 192)
+REFERENCE_STEPS = 1536  # of RK4: errors of 1e-10 where the compared solvers make 1e-4 to 1e-8
+REFINEMENTS = (96, 192, 384)
 
 ALL: dict[str, Solver] = {name: SOLVERS.load(name)() for name in SOLVERS}
-ALL |= {"ddim-0.5": DDIM(0.5), "ddim-1": DDIM(1.0)}
+ALL |= {"ddim-0.5": DDIM(0.5), "ddim-1": DDIM(1.0), "multistep3-half": Multistep3(0.5)}
+IN_RHO = ("ipndm2", "ipndm3", "ipndm")  # regular grids of these are even in σ/α, of the others in lam
+ORDERS = {"multistep3-half": 2}  # where it is not what the class declares
+LARGER = ("ddpm_large",)  # variance than the data's: it keeps no marginal
 DETERMINISTIC = sorted(name for name, solver in ALL.items() if not solver.stochastic)
 
 
@@ -39,44 +43,54 @@ def starting_noise() -> Tensor:
     return torch.randn(16, 1, 1, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def exact_path(model: GaussianMixture, steps: int) -> Tensor:
-    """(steps + 1, B, C, H, W): x on a regular grid in lam, by RK4 on y' = e^lam·x0_hat(σy, lam), y = x/σ."""
+def grid(steps: int, in_rho: bool) -> Tensor:
+    """(steps + 1,) lams from LAM_START to LAM_END: even in lam, or in σ/α = e^−lam."""
+    if in_rho:
+        return -torch.linspace(math.exp(-LAM_START), math.exp(-LAM_END), steps + 1, dtype=torch.float64).log()
+    return torch.linspace(LAM_START, LAM_END, steps + 1, dtype=torch.float64)
+
+
+def exact_path(model: GaussianMixture, steps: int, in_rho: bool = False) -> Tensor:
+    """(steps + 1, B, C, H, W): x on a regular grid, by RK4 on y' = e^lam·x0_hat(σy, lam), y = x/σ."""
 
     def slope(lam: float, y: Tensor) -> Tensor:
         t = model.schedule.time_of(torch.full((len(y),), lam, dtype=torch.float64))
         return math.exp(lam) * model.x0(y / math.sqrt(1 + math.exp(2 * lam)), t)
 
-    h = (LAM_END - LAM_START) / steps
+    lams = grid(steps, in_rho).tolist()
     y = starting_noise() * math.sqrt(1 + math.exp(2 * LAM_START))  # 1/σ = √(1 + e^{2·lam})
     path = [y]
-    for i in range(steps):
-        lam = LAM_START + i * h
+    for lam, after in itertools.pairwise(lams):
+        h = after - lam
         k1 = slope(lam, y)
         k2 = slope(lam + h / 2, y + h / 2 * k1)
         k3 = slope(lam + h / 2, y + h / 2 * k2)
         k4 = slope(lam + h, y + h * k3)
         y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         path.append(y)
-    sigmas = torch.sigmoid(-2 * torch.linspace(LAM_START, LAM_END, steps + 1, dtype=torch.float64)).sqrt()
+    sigmas = torch.sigmoid(-2 * grid(steps, in_rho)).sqrt()
     return torch.stack(path) * sigmas.reshape(-1, 1, 1, 1, 1)
 
 
 @pytest.fixture(scope="module")
-def reference() -> Tensor:
-    return exact_path(mixture(), REFERENCE_STEPS)
+def references() -> dict[bool, Tensor]:
+    return {in_rho: exact_path(mixture(), REFERENCE_STEPS, in_rho) for in_rho in (False, True)}
 
 
-def final_error(solver: Solver, model: GaussianMixture, reference: Tensor, steps: int) -> float:
+def final_error(
+    solver: Solver, model: GaussianMixture, reference: Tensor, steps: int, in_rho: bool = False
+) -> float:
     """Largest RMS error over the samples at LAM_END, starting from exact values of its whole history."""
     exact = reference[:: REFERENCE_STEPS // steps]
-    lams = torch.linspace(LAM_START, LAM_END, steps + 1, dtype=torch.float64)
-    times = model.schedule.time_of(lams).unsqueeze(1).expand(-1, exact.shape[1])
+    times = model.schedule.time_of(grid(steps, in_rho)).unsqueeze(1).expand(-1, exact.shape[1])
     depth = max(2, solver.history)
     seen = [model.x0(exact[i], times[i]) for i in range(solver.history)]
+    noise = [model(exact[i], times[i])[0] for i in range(solver.history)]
     x = exact[solver.history - 1]
     for i in range(solver.history - 1, steps):
         if i >= solver.history:
             seen.append(model.x0(x, times[i]))
+            noise.append(model(x, times[i])[0])
         newest = [max(i - k, 0) for k in range(depth)]
         anchor = Anchor(
             x,
@@ -84,23 +98,27 @@ def final_error(solver: Solver, model: GaussianMixture, reference: Tensor, steps
             torch.stack([seen[j] for j in newest], 1),
             torch.stack([times[j] for j in newest], 1),
             torch.full((len(x),), i + 1),
+            torch.stack([noise[j] for j in newest], 1),
         )
         x = solver.jump(model.schedule, anchor, times[i + 1], None)
     return float((x - exact[-1]).flatten(1).square().mean(1).sqrt().max())
 
 
-def test_the_reference_is_converged(reference: Tensor) -> None:
-    half = exact_path(mixture(), REFERENCE_STEPS // 2)
-    torch.testing.assert_close(half[-1], reference[-1], rtol=0, atol=1e-9)
+@pytest.mark.parametrize("in_rho", [False, True])
+def test_the_reference_is_converged(references: dict[bool, Tensor], in_rho: bool) -> None:
+    half = exact_path(mixture(), REFERENCE_STEPS // 2, in_rho)
+    torch.testing.assert_close(half[-1], references[in_rho][-1], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
-def test_error_falls_with_the_declared_order(name: str, reference: Tensor) -> None:
-    solver, model = ALL[name], mixture()
-    assert solver.order is not None
-    errors = [final_error(solver, model, reference, steps) for steps in REFINEMENTS]
+def test_error_falls_with_the_declared_order(name: str, references: dict[bool, Tensor]) -> None:
+    solver, model, in_rho = ALL[name], mixture(), name in IN_RHO
+    order = ORDERS.get(name, solver.order)
+    assert order is not None
+    errors = [final_error(solver, model, references[in_rho], steps, in_rho) for steps in REFINEMENTS]
     slopes = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
-    assert slopes == pytest.approx([solver.order] * len(slopes), abs=0.15), errors
+    # Adams and Bashforth of order 4 is still on its way there: 4.23, 4.18, …
+    assert slopes == pytest.approx([order] * len(slopes), abs=0.25 if order == 4 else 0.15), errors
 
 
 # --- moments -------------------------------------------------------------------------------------
@@ -126,12 +144,13 @@ def gaussian(count: int, seed: int) -> Tensor:
 
 def after_one(x: Tensor, t: Tensor, x0: Tensor) -> Anchor:
     """The anchor of samples that were evaluated once."""
-    return Anchor(
-        x, t, torch.stack((x0, x0), 1), torch.stack((t, t), 1), torch.ones(len(t), dtype=torch.int64)
-    )
+    alpha, sigma = (v.reshape(-1, 1, 1, 1) for v in NoiseSchedule("cosine", 1000).alpha_sigma(t))
+    eps = (x - alpha * x0) / sigma
+    count = torch.ones(len(t), dtype=torch.int64)
+    return Anchor(x, t, torch.stack([x0] * 4, 1), torch.stack([t] * 4, 1), count, torch.stack([eps] * 4, 1))
 
 
-@pytest.mark.parametrize("name", sorted(ALL))
+@pytest.mark.parametrize("name", sorted(set(ALL) - set(LARGER)))
 @pytest.mark.parametrize(("t", "s"), [(900.0, 850.0), (700.5, 200.25), (300.0, 0.0)])
 def test_the_marginal_of_given_data_is_kept(name: str, t: float, s: float) -> None:
     # x_t ~ q(x_t | x0) and a denoiser that knows x0: then x_s ~ q(x_s | x0), whatever the jump between.
