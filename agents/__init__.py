@@ -12,7 +12,16 @@ BASELINES = Registry(
         "quadratic": "agents.fixed:quadratic",
         "log_snr": "agents.fixed:log_snr",
         "trailing": "agents.fixed:trailing",
+        "leading": "agents.fixed:leading",
+        "karras": "agents.fixed:karras",
         "bernoulli": "agents.stochastic:bernoulli",
+        "skip_linear": "agents.curves:skip_linear",
+        "skip_cosine2": "agents.curves:skip_cosine2",
+        "skip_quadratic": "agents.curves:skip_quadratic",
+        "skip_early": "agents.curves:skip_early",
+        "skip_late": "agents.curves:skip_late",
+        "skip_critical": "agents.curves:skip_critical",
+        "skip_middle": "agents.curves:skip_middle",
     },
 )
 

@@ -72,6 +72,24 @@ def trailing(budget: Budget) -> FixedSchedule:
     return FixedSchedule("trailing", budget.t_start * (1 - torch.arange(count, dtype=torch.float64) / count))
 
 
+def leading(budget: Budget) -> FixedSchedule:
+    """Even strides that end at the grid's end, the first of them left out: diffusers' "leading" spacing."""
+    count = len(_steps(budget))
+    stride = (budget.t_start - budget.t_end) / count
+    times = budget.t_end + stride * torch.arange(count - 1, -1, -1, dtype=torch.float64)
+    return FixedSchedule("leading", times)
+
+
+def karras(budget: Budget, rho: float = 7.0) -> FixedSchedule:
+    """Times whose (σ/α)^{1/ρ} are evenly spaced (Karras et al. 2022, eq. 5), both ends included."""
+    assert budget.scale is not None, "spacing by noise needs the model's noise schedule"
+    ends = torch.tensor([budget.t_start, budget.t_end], dtype=torch.float64)
+    first, last = torch.exp(-budget.scale.lam(ends) / rho).tolist()
+    root = first + (last - first) * _steps(budget)
+    times = budget.scale.time_of(-rho * torch.log(root))
+    return FixedSchedule("karras", times.clamp(budget.t_end, budget.t_start))
+
+
 def read_schedule(path: Path) -> FixedSchedule:
     """Read a schedule file, ``{schema, solver, times}``; :class:`UserError` where it is damaged."""
     try:

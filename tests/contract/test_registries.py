@@ -51,8 +51,9 @@ def test_baselines_are_made_from_a_budget(name: str, nfe: float):
         assert 1 + float(p.sum()) == pytest.approx(nfe)
     else:
         assert len(agent.times) == -(-nfe // 1)
-        assert float(agent.times[0]) == 980.0
         last = 980 / len(agent.times) if name == "trailing" else 20.0
+        first = 20 + 960 * (1 - 1 / len(agent.times)) if name == "leading" else 980.0
+        assert float(agent.times[0]) == pytest.approx(first)
         assert len(agent.times) == 1 or float(agent.times[-1]) == pytest.approx(last)
         assert bool((agent.times.diff() < 0).all())
 
@@ -62,6 +63,41 @@ def test_log_snr_is_even_in_the_noise():
     times = BASELINES.load("log_snr")(Budget(6, 980.0, 20.0, 32, schedule)).times
     steps = schedule.lam(times).diff()
     torch.testing.assert_close(steps, steps.mean().expand(5))
+
+
+def test_karras_is_even_in_the_root_of_the_noise():
+    schedule = NoiseSchedule("linear", 1000)
+    times = BASELINES.load("karras")(Budget(6, 980.0, 20.0, 32, schedule)).times
+    steps = torch.exp(-schedule.lam(times) / 7).diff()
+    torch.testing.assert_close(steps, steps.mean().expand(5))
+
+
+def test_leading_strides_end_at_the_grids_end():
+    times = BASELINES.load("leading")(Budget(4, 1000.0, 200.0, 32)).times
+    assert times.tolist() == [800.0, 600.0, 400.0, 200.0]
+
+
+def test_skip_curves_protect_the_ends_and_follow_their_shape():
+    n = 24
+    u = torch.arange(1, n) / (n - 1)
+    observation = torch.zeros(n - 1, len(ENTRIES))
+    observation[:, 0] = u
+    at = {
+        name: BASELINES.load(name)(Budget(14, 980.0, 20.0, n)).probabilities(observation)
+        for name in BASELINES
+        if name.startswith("skip_")
+    }
+    for name, p in at.items():
+        assert float(p[-1]) == 1, name  # the last point is protected
+        assert float(p.sum()) == pytest.approx(13), name
+    assert at["skip_early"][2] < at["skip_early"][-4]
+    assert at["skip_late"][2] > at["skip_late"][-4]
+    middle = (u > 0.32) & (u < 0.68)
+    assert float(at["skip_critical"][middle].min()) > float(at["skip_critical"][~middle][:-1].max())
+    assert float(at["skip_middle"][middle].max()) < float(at["skip_middle"][~middle].min())
+    for name in ("skip_linear", "skip_cosine2", "skip_quadratic"):
+        half = at[name][:-1]  # points 1 … n − 2, symmetric
+        torch.testing.assert_close(half, half.flip(0), rtol=1e-4, atol=1e-6)
 
 
 def test_trailing_strides_reach_the_clean_image():
