@@ -23,14 +23,18 @@ class FixedSchedule:
         name: How tables call it.
         times: (K,) real times, descending.
         solver: The solver they were made for, or None.
+        network_times: (K,) what the network is told instead of the times, or None.
     """
 
     observes = False
 
-    def __init__(self, name: str, times: Tensor, solver: str | None = None) -> None:
+    def __init__(
+        self, name: str, times: Tensor, solver: str | None = None, network_times: Tensor | None = None
+    ) -> None:
         self.name = name
         self.solver = solver
         self.times: Tensor | None = times.double()
+        self.network_times = None if network_times is None else network_times.double()
 
     def probabilities(self, observation: Tensor) -> Tensor:
         """1 everywhere."""
@@ -91,11 +95,12 @@ def karras(budget: Budget, rho: float = 7.0) -> FixedSchedule:
 
 
 def read_schedule(path: Path) -> FixedSchedule:
-    """Read a schedule file, ``{schema, solver, times}``; :class:`UserError` where it is damaged."""
+    """Read a schedule file, ``{schema, solver, times[, network_times]}``; :class:`UserError` if damaged."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         times = torch.tensor([float(t) for t in raw["times"]], dtype=torch.float64)
-        schema, solver = raw["schema"], raw.get("solver")
+        schema, solver, told = raw["schema"], raw.get("solver"), raw.get("network_times")
+        network_times = None if told is None else torch.tensor([float(t) for t in told], dtype=torch.float64)
     except OSError as error:
         raise UserError(f"cannot read schedule {path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError):
@@ -106,4 +111,8 @@ def read_schedule(path: Path) -> FixedSchedule:
         raise UserError(f"schedule {path} has schema '{schema}', this version reads '{SCHEDULE_SCHEMA}'")
     if len(times) == 0 or bool((times.diff() >= 0).any()):
         raise UserError(f"schedule {path}: times must descend")
-    return FixedSchedule(path.name, times, None if solver is None else str(solver))
+    if network_times is not None and not (
+        len(network_times) == len(times) and bool(torch.isfinite(network_times).all())
+    ):
+        raise UserError(f"schedule {path}: network_times must be as many numbers as times")
+    return FixedSchedule(path.name, times, None if solver is None else str(solver), network_times)

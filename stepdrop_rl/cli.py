@@ -25,6 +25,7 @@ COMMANDS: dict[str, type] = {
     "train_extractor": config.TrainExtractorConfig,
     "train_policy": config.TrainPolicyConfig,
     "evaluate": config.EvaluateConfig,
+    "search": config.SearchConfig,
     "sample": config.SampleConfig,
     "reference": config.ReferenceConfig,
     "check_judge": config.CheckJudgeConfig,

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from agents.base import Agent
+from agents.fixed import FixedSchedule
 from envs.mdp import Trajectories
 from envs.philox import Role, Stream, uniform
 from stepdrop_rl.models.denoiser import Denoiser
+from stepdrop_rl.models.retimed import RetimedDenoiser
 from stepdrop_rl.process import DiffusionProcess
 from stepdrop_rl.solvers.base import Solver
 
@@ -109,8 +111,9 @@ class Engine:
     def _batch(self, agent: Agent, ids: Tensor, times: Tensor, price: float) -> tuple[Tensor, Tensor, Tensor]:
         device = times.device
         ids = ids.to(device)
+        told = agent.network_times if isinstance(agent, FixedSchedule) else None
         process = DiffusionProcess(
-            self.denoiser,
+            self.denoiser if told is None else RetimedDenoiser(self.denoiser, times, told),
             self.solver,
             num_rows=len(ids),
             seed=self.seed,

@@ -76,6 +76,10 @@ def make_agent(name: str, budget: Budget, *, model: Model, solver: str | None) -
         schedule = read_schedule(path)
         assert schedule.times is not None
         model.denoiser.schedule.check_times(schedule.times)
+        last = model.info.schedule.num_train_timesteps - 1
+        told = schedule.network_times
+        if told is not None and not (0 <= float(told.min()) <= float(told.max()) <= last):
+            raise UserError(f"schedule {path}: network_times must lie in [0, {last}]")
         if solver is not None and schedule.solver not in (None, solver):
             raise UserError(f"schedule {path} was made for solver '{schedule.solver}', not '{solver}'")
         return schedule

@@ -21,7 +21,7 @@ from stepdrop_rl.config.judging import (
     ReferenceConfig,
     TrainExtractorConfig,
 )
-from stepdrop_rl.config.policy import AgentChoice, EnvConfig, SampleConfig, TrainPolicyConfig
+from stepdrop_rl.config.policy import AgentChoice, EnvConfig, SampleConfig, SearchConfig, TrainPolicyConfig
 
 __all__ = [
     "MAX_SEED",
@@ -39,6 +39,7 @@ __all__ = [
     "ReferenceConfig",
     "SampleConfig",
     "ScheduleConfig",
+    "SearchConfig",
     "SkipAwareConfig",
     "StudyTrainingConfig",
     "Tracking",

@@ -142,3 +142,26 @@ class SampleConfig(AgentChoice):
 
     num_samples: int = 64
     output: str = "samples.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(CommonConfig):
+    """Search for the times of a fixed schedule.
+
+    Args:
+        model: Name of a shipped model, or the folder of one (default: the data set's).
+        method: xue, gits, oss, ld3 or blackbox.
+        nfe: Evaluations per image.
+        solver: Name in the solver registry.
+        output: Schedule file (default runs/DATA/schedules/METHOD-SOLVER-NFE.json).
+    """
+
+    model: str | None = None
+    method: str = "xue"
+    nfe: int = 5
+    solver: str = "multistep"
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.nfe >= 1, f"nfe must be at least 1, not {self.nfe}")

@@ -50,8 +50,11 @@ class GaussianMixture:
         shrink = image_scale(alpha * self.deviation**2 / variance, x).unsqueeze(1)
         return (share * (means + shrink * off)).sum(1)
 
-    def __call__(self, x: Tensor, t: Tensor, *, features: bool = False) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, x: Tensor, t: Tensor, *, features: bool = False, told: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """eps; there are no features to show."""
+        t = t if told is None else told
         alpha, sigma = self.schedule.alpha_sigma(t)
         return (x - image_scale(alpha, x) * self.x0(x, t)) / image_scale(sigma, x), None
 

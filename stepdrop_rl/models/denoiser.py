@@ -21,7 +21,10 @@ class Denoiser(Protocol):
     shape: tuple[int, int, int]
     num_features: int
 
-    def __call__(self, x: Tensor, t: Tensor, *, features: bool = False) -> tuple[Tensor, Tensor | None]: ...
+    def __call__(
+        self, x: Tensor, t: Tensor, *, features: bool = False, told: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """``told`` are the times that the network is given, where they are not the images' own."""
 
 
 class NetworkDenoiser:
@@ -55,12 +58,15 @@ class NetworkDenoiser:
         self.pad_to = pad_to
         self.num_features = middle_width(network)
 
-    def __call__(self, x: Tensor, t: Tensor, *, features: bool = False) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, x: Tensor, t: Tensor, *, features: bool = False, told: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return eps (and pooled middle features) of ``x`` at ``t``."""
+        told = t if told is None else told
         if self.pad_to is None:
-            output, pooled = self._call(x, t, features)
+            output, pooled = self._call(x, told, features)
         else:
-            output, pooled = self._padded(x, t, features, self.pad_to)
+            output, pooled = self._padded(x, told, features, self.pad_to)
         return to_epsilon(self.schedule, self.prediction, output.float(), x, t), pooled
 
     def _call(self, x: Tensor, t: Tensor, features: bool) -> tuple[Tensor, Tensor | None]:

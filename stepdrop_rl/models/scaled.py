@@ -25,7 +25,9 @@ class ScaledDenoiser:
         self.shape = inner.shape
         self.num_features = inner.num_features
 
-    def __call__(self, x: Tensor, t: Tensor, *, features: bool = False) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, x: Tensor, t: Tensor, *, features: bool = False, told: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return scale(t) · eps (and pooled middle features) of ``x`` at ``t``."""
-        eps, pooled = self.inner(x, t, features=features)
+        eps, pooled = self.inner(x, t, features=features, told=told)
         return image_scale(self.scale(t), eps) * eps, pooled

@@ -1,0 +1,76 @@
+"""What a search may ask of a model, and what it gives back.
+
+Shapes: B = training noises; G = points of a fine grid; K = evaluations of the schedule; images (B, C, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from agents.base import TimeScale
+
+
+class Trajectory(NamedTuple):
+    """A teacher's pass: the noisy images and clean estimates at every point of a grid.
+
+    ``x`` and ``x0`` are (G, B, C, H, W), ``times`` (G,); ``end`` (B, C, H, W) are its results.
+    """
+
+    times: Tensor
+    x: Tensor
+    x0: Tensor
+    end: Tensor
+
+
+class Ground(Protocol):
+    """A model with a solver, on training noise. It counts the network evaluations that it is asked for."""
+
+    scale: TimeScale
+    t_start: float
+    t_end: float
+
+    def trajectory(self, times: Tensor, num_images: int) -> Trajectory:
+        """The order-1 pass of images 0 … num_images − 1 through ``times``."""
+
+    def clean(self, x: Tensor, times: Tensor) -> Tensor:
+        """Clean estimates of ``x`` (B, C, H, W) at ``times`` (B,)."""
+
+    def jump(self, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Order-1 jumps from times ``t`` to ``s``, both (B,)."""
+
+    def draw(self, times: Tensor, images: Sequence[int], *, network_times: Tensor | None = None) -> Tensor:
+        """Results of a schedule for these images by the solver; differentiable in both kinds of times."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, F) of the reward's extractor; differentiable."""
+
+    def distance(self, times: Tensor, num_images: int) -> float:
+        """What the schedule's results are worth to the reward's extractor: lower is better."""
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of single images so far."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Args:
+        times: Real times, descending.
+        objective: What it made small (its own measure).
+        network_times: Times that the network is told instead, where the method chose them as well.
+        trace: Objective after each round.
+    """
+
+    times: list[float]
+    objective: float
+    network_times: list[float] | None = None
+    trace: tuple[float, ...] = ()
+
+
+Search = Callable[[int, Ground, int], Found]

@@ -1,0 +1,60 @@
+"""A plain search on the distance itself: an evolution strategy over the times.
+
+The schedule starts at the model's start; its other times are free, the last one too. Gaps in lam are searched
+in their logarithm by (1, λ)-steps with a shrinking width around the best so far; all candidates draw the same
+noise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agents.search.base import Found, Ground
+
+NUM_IMAGES = 512
+CANDIDATES = 96  # schedules tried
+CHILDREN = 8  # per round
+WIDTH, LAST_WIDTH = 0.5, 0.08  # of a step in the logarithm of a gap
+_LAST_LAMS = (1.2, 1.8, 2.5)  # where the first candidates end
+
+
+def _times(gaps: Tensor, ground: Ground, first: float, most: float) -> Tensor | None:
+    """Times of log gaps (K − 1,) in lam; None where they leave the model's table."""
+    lam = first + torch.cat((torch.zeros(1, dtype=torch.float64), torch.cumsum(torch.exp(gaps), 0)))
+    return None if float(lam[-1]) > most else ground.scale.time_of(lam)
+
+
+def search(nfe: int, ground: Ground, seed: int) -> Found:
+    """Return the best of :data:`CANDIDATES` schedules on :data:`NUM_IMAGES` training noises."""
+    start = torch.tensor([ground.t_start, 0.0], dtype=torch.float64)
+    first, most = ground.scale.lam(start).tolist()
+    if nfe == 1:
+        return Found([ground.t_start], ground.distance(start[:1], NUM_IMAGES))
+    generator = torch.Generator().manual_seed(seed)
+    tried: list[tuple[float, Tensor]] = []
+
+    def attempt(gaps: Tensor) -> None:
+        times = _times(gaps, ground, first, most)
+        if times is not None:
+            tried.append((ground.distance(times, NUM_IMAGES), gaps))
+
+    uniform = torch.linspace(0, 1, nfe, dtype=torch.float64)
+    for last in _LAST_LAMS:
+        end = float(ground.scale.time_of(torch.tensor([last], dtype=torch.float64)))
+        even_times = ground.scale.lam(ground.t_start + (end - ground.t_start) * uniform).diff()
+        even_lams = torch.full((nfe - 1,), (last - first) / (nfe - 1), dtype=torch.float64)
+        attempt(even_times.log())
+        attempt(even_lams.log())
+    trace = [min(value for value, _ in tried)]
+    rounds = max(1, (CANDIDATES - len(tried)) // CHILDREN)
+    for number in range(rounds):
+        width = WIDTH * (LAST_WIDTH / WIDTH) ** (number / max(rounds - 1, 1))
+        _, parent = min(tried, key=lambda one: one[0])
+        for _ in range(CHILDREN):
+            attempt(parent + width * torch.randn(nfe - 1, generator=generator, dtype=torch.float64))
+        trace.append(min(value for value, _ in tried))
+    value, gaps = min(tried, key=lambda one: one[0])
+    times = _times(gaps, ground, first, most)
+    assert times is not None
+    return Found(times.tolist(), value, trace=tuple(trace))

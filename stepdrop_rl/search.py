@@ -1,0 +1,81 @@
+"""``python -m stepdrop_rl.search``: find the times of a fixed schedule, and write them as a schedule file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stepdrop_rl.cli import command
+from stepdrop_rl.config import SearchConfig
+
+
+def run(config: SearchConfig) -> None:
+    """Search, write the schedule, say what it cost."""
+    import time
+    from dataclasses import asdict
+
+    import torch
+
+    from agents.fixed import SCHEDULE_SCHEMA
+    from agents.search import SEARCHES
+    from agents.search.base import Search
+    from stepdrop_rl.device import resolve_device
+    from stepdrop_rl.models.unet import load_model
+    from stepdrop_rl.runs import run_folder
+    from stepdrop_rl.search_ground import ModelGround
+    from stepdrop_rl.solvers import SOLVERS
+    from stepdrop_rl.tracking import start_run
+    from stepdrop_rl.weights import write_json
+
+    method: Search = SEARCHES.load(config.method)
+    solver = SOLVERS.load(config.solver)()
+    model = load_model(config.model or config.data.name, resolve_device(config.device))
+    name = f"{config.method}-{config.solver}-{config.nfe}"
+    path = (
+        Path(config.output) if config.output else run_folder(model.info.dataset, "schedules") / f"{name}.json"
+    )
+    ground = ModelGround(model, solver, config.data)
+    with start_run(
+        f"search-{name}", mode=config.tracking, config=asdict(config), tags={"command": "search"}
+    ) as tracker:
+        began = time.monotonic()
+        found = method(config.nfe, ground, config.seed)
+        seconds = time.monotonic() - began
+        model.denoiser.schedule.check_times(torch.tensor(found.times, dtype=torch.float64))
+        schedule = {
+            "schema": SCHEDULE_SCHEMA,
+            "solver": config.solver,
+            "times": found.times,
+            "method": config.method,
+            "model_hash": model.hash,
+            "objective": found.objective,
+            "evaluations": ground.evaluations,
+            "seed": config.seed,
+        }
+        if found.network_times is not None:
+            schedule["network_times"] = found.network_times
+        write_json(path, schedule)
+        for step, value in enumerate(found.trace):
+            tracker.log_metrics({"objective": value}, step)
+        tracker.log_metrics(
+            {"objective": found.objective, "evaluations": float(ground.evaluations), "seconds": seconds},
+            len(found.trace),
+        )
+        tracker.log_artifact(path)
+        where = tracker.where()
+    if config.json is not None:
+        write_json(config.json, schedule | {"output": str(path)})
+    print(f"{path}: {', '.join(f'{t:.1f}' for t in found.times)}")
+    print(f"objective {found.objective:.6g}; {ground.evaluations:,} network evaluations in {seconds:.0f} s")
+    if where:
+        print(where)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    return command(SearchConfig, run, "search", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""A model on training noise, as searches may ask it: :class:`agents.search.base.Ground`.
+
+Shapes: B images (B, C, H, W); K times of a schedule; G points of a fine grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from agents.base import TimeScale
+from agents.search.base import Trajectory
+from envs.philox import Role, Stream, normal
+from stepdrop_rl.config import DataConfig
+from stepdrop_rl.diffusion import image_scale
+from stepdrop_rl.environment import data_of
+from stepdrop_rl.metrics import Extractor, gather, load_extractor, load_reference
+from stepdrop_rl.metrics.distances import frechet_distance
+from stepdrop_rl.models.unet import Model
+from stepdrop_rl.solvers.base import Anchor, Solver, data_jump
+from stepdrop_rl.teacher import BANK_SEED
+
+_BATCH = 256
+
+
+class ModelGround:
+    """The noise is the teacher bank's; the features are the reward's, never a judge's.
+
+    Args:
+        model: The diffusion model.
+        solver: Whose schedules are sought.
+        data: Where the images are that the model learned from.
+    """
+
+    def __init__(self, model: Model, solver: Solver, data: DataConfig | None = None) -> None:
+        self.model = model
+        self.solver = solver
+        self.scale: TimeScale = model.denoiser.schedule
+        self._schedule = model.denoiser.schedule
+        self.t_start, self.t_end = model.info.t_start, model.info.t_end
+        self._data = data_of(model, data)
+        self._extractor: Extractor | None = None
+        self._evaluations = 0
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of single images so far."""
+        return self._evaluations
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._schedule.device
+
+    def _noise(self, images: Tensor, s: Tensor | None = None) -> Tensor:
+        stream = Stream.INITIAL if s is None else Stream.JUMP
+        return normal(
+            self.model.denoiser.shape,
+            seed=BANK_SEED,
+            role=Role.POLICY_TRAINING,
+            stream=stream,
+            image=images,
+            time=None if s is None else s.detach(),
+        )
+
+    def _estimate(self, x: Tensor, t: Tensor, told: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x0_hat, clipped, and the eps that goes with it."""
+        self._evaluations += len(x)
+        eps, _ = self.model.denoiser(x, t, told=told)
+        alpha, sigma = (image_scale(value, x) for value in self._schedule.alpha_sigma(t))
+        x0 = ((x - sigma * eps) / alpha).clamp(-1, 1)
+        return x0, (x - alpha * x0) / sigma
+
+    def clean(self, x: Tensor, times: Tensor) -> Tensor:
+        """Clean estimates of ``x`` at ``times`` (B,)."""
+        with torch.no_grad():
+            return self._estimate(x, times.to(x.device))[0]
+
+    def jump(self, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Order-1 jumps from times ``t`` to ``s``, both (B,)."""
+        return data_jump(self._schedule, x, t.to(x.device), s.to(x.device), x0)
+
+    @torch.no_grad()
+    def trajectory(self, times: Tensor, num_images: int) -> Trajectory:
+        """The order-1 pass of images 0 … num_images − 1 through ``times``."""
+        times = times.to(self.device)
+        x = self._noise(torch.arange(num_images, device=self.device))
+        noisy: list[Tensor] = []
+        clean: list[Tensor] = []
+        for i, t in enumerate(times):
+            at = t.expand(num_images)
+            if i:
+                x = self.jump(x, clean[-1], times[i - 1].expand(num_images), at)
+            noisy.append(x)
+            clean.append(self.clean(x, at))
+        return Trajectory(times, torch.stack(noisy), torch.stack(clean), clean[-1])
+
+    def draw(self, times: Tensor, images: Sequence[int], *, network_times: Tensor | None = None) -> Tensor:
+        """Results of a schedule for these images; differentiable in both kinds of times."""
+        times = times.to(self.device)
+        told = None if network_times is None else network_times.to(self.device)
+        parts = torch.tensor(list(images), device=self.device).split(_BATCH)
+        return torch.cat([self._draw(times, part, told) for part in parts])
+
+    def _draw(self, times: Tensor, images: Tensor, told: Tensor | None) -> Tensor:
+        x = self._noise(images)
+        count = len(images)
+        seen: list[tuple[Tensor, Tensor, Tensor]] = []  # x0, eps, time; newest first
+        for k, t in enumerate(times):
+            at = t.expand(count)
+            if k:
+                newest = [seen[min(i, len(seen) - 1)] for i in range(max(2, self.solver.history))]
+                x0, eps, before = (torch.stack(values, 1) for values in zip(*newest, strict=True))
+                filled = torch.full((count,), min(k, x0.shape[1]), device=x.device)
+                anchor = Anchor(x, before[:, 0], x0, before, filled, eps)
+                noise = self._noise(images, at) if self.solver.stochastic else None
+                x = self.solver.jump(self._schedule, anchor, at, noise)
+            estimate = self._estimate(x, at, None if told is None else told[k].expand(count))
+            seen.insert(0, (*estimate, at))
+        return seen[0][0]
+
+    @property
+    def extractor(self) -> Extractor:
+        """The reward's."""
+        if self._extractor is None:
+            self._extractor = load_extractor("reward", self.model.info.dataset).to(self.device)
+        return self._extractor
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, F) of the reward's extractor."""
+        return self.extractor(images)
+
+    @torch.no_grad()
+    def distance(self, times: Tensor, num_images: int) -> float:
+        """Fréchet distance of the schedule's results in the reward's features."""
+        _, reference = load_reference(self._data, "reward", self.device)
+        images = self.draw(times, range(num_images))
+        return frechet_distance(gather(images, self.extractor)[0], reference.statistics)

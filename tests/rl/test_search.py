@@ -1,0 +1,212 @@
+"""Searches: exact dynamic programmes against brute force, gradients that lead down, and the model they ask."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from agents.fixed import FixedSchedule
+from agents.search import SEARCHES, blackbox, gits, ld3, oss, xue
+from envs.errors import UserError
+from envs.philox import Role
+from stepdrop_rl.diffusion import NoiseSchedule
+from stepdrop_rl.engine import Engine
+from stepdrop_rl.models.analytic import GaussianMixture
+from stepdrop_rl.models.unet import load_model
+from stepdrop_rl.search_ground import ModelGround
+from stepdrop_rl.solvers import SOLVERS
+from stepdrop_rl.teacher import BANK_SEED
+
+START, END = 960.0, 40.0
+
+
+def analytic_ground(solver="ddim"):
+    means = torch.randn(4, 1, 2, 4, generator=torch.Generator().manual_seed(5)).clamp(-1, 1)
+    mixture = GaussianMixture(NoiseSchedule("cosine", 1000), means, 0.2)
+    info = SimpleNamespace(t_start=START, t_end=END, dataset="digits")
+    return ModelGround(SimpleNamespace(denoiser=mixture, info=info), SOLVERS.load(solver)())
+
+
+# --- the ground ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(SOLVERS))
+@pytest.mark.parametrize("retimed", [False, True])
+def test_the_ground_draws_what_the_engine_draws(name, retimed):
+    ground = analytic_ground(name)
+    times = torch.tensor([960.0, 700.5, 480.0, 200.0, 55.5], dtype=torch.float64)
+    told = times * 0.97 + 3 if retimed else None
+    ours = ground.draw(times, range(3, 9), network_times=told)
+    schedule = FixedSchedule("s", times, network_times=told)
+    engine = Engine(
+        denoiser=ground.model.denoiser,
+        solver=SOLVERS.load(name)(),
+        times=times,
+        seed=BANK_SEED,
+        role=Role.POLICY_TRAINING,
+    )
+    theirs = engine.sample(schedule, 6, first_image=3).images
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert ground.evaluations == 5 * 6
+    if retimed:
+        plain = engine.sample(FixedSchedule("s", times), 6, first_image=3).images
+        assert float((plain - theirs).abs().max()) > 1e-3
+
+
+def test_the_distance_is_in_the_rewards_features():
+    ground = ModelGround(load_model("digits"), SOLVERS.load("ddim")())
+    good, bad = (torch.linspace(960, end, 6, dtype=torch.float64) for end in (90, 700))
+    assert ground.distance(good, 64) < 0.5 * ground.distance(bad, 64)
+    assert ground.extractor.name == "digits_reward"
+
+
+# --- Xue ----------------------------------------------------------------------------------------
+
+
+def test_weights_integrate_constants_and_what_their_order_allows():
+    lams, end = np.array([-3.0, -2.2, -1.0, 0.1, 0.7]), 1.5
+    w = xue.weights(lams, end)
+    assert w.sum() == pytest.approx(np.exp(end) - np.exp(lams[0]))
+    # By quadrature, step by step, with the Lagrange polynomials of its nodes.
+    expected = np.zeros(5)
+    for i, (a, b) in enumerate(itertools.pairwise([*lams, end])):
+        order = min(i + 1, 5 - i, 3)
+        nodes = lams[i - order + 1 : i + 1]
+        grid = a + (np.arange(20_000) + 0.5) / 20_000 * (b - a)
+        for j, node in enumerate(nodes):
+            others = np.delete(nodes, j)
+            ell = np.prod([(grid - o) / (node - o) for o in others], axis=0) if len(others) else 1.0
+            expected[i - order + 1 + j] += (np.exp(grid) * ell).mean() * (b - a)
+    np.testing.assert_allclose(w, expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 5, 8, 12])
+def test_xue_makes_its_bound_smaller_than_even_steps(nfe):
+    ground = analytic_ground()
+    found = xue.search(nfe, ground, 0)
+    first, last = ground.scale.lam(torch.tensor([START, END], dtype=torch.float64)).tolist()
+    even = xue.bound(np.linspace(first, last, nfe + 1)[:-1], last)
+    assert found.objective <= even * (1 + 1e-9)
+    assert nfe <= 2 or found.objective < 0.999 * even
+    assert len(found.times) == nfe
+    assert found.times[0] == pytest.approx(START)
+    assert min(found.times) >= END
+    assert ground.evaluations == 0
+
+
+# --- dynamic programmes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 5])
+def test_the_cheapest_path_is_the_cheapest_of_all(nodes):
+    table = torch.rand(8, 8, generator=torch.Generator().manual_seed(nodes), dtype=torch.float64)
+    table = torch.where(torch.ones(8, 8).triu(1).bool(), table, torch.inf)
+
+    def cost(path):
+        total = 0.0
+        for i, j in reversed(list(itertools.pairwise(path))):
+            total = float(table[i, j]) + 1.15 * total
+        return total
+
+    every = [(0, *inner, 7) for inner in itertools.combinations(range(1, 7), nodes - 2)]
+    best = min(every, key=cost)
+    path, found = gits.cheapest_path(table, nodes)
+    assert tuple(path) == best
+    assert found == pytest.approx(cost(best))
+
+
+def test_a_straight_trajectory_costs_nothing():
+    rho = torch.tensor([5.0, 3.0, 1.0, 0.2], dtype=torch.float64)
+    eps = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).expand(
+        4, -1, -1
+    )
+    x = 0.3 + rho.reshape(-1, 1, 1) * eps
+    table = gits.costs(x, eps, rho)
+    later = torch.ones(4, 4).triu(1).bool()
+    torch.testing.assert_close(table[later], torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-9)
+    assert bool(torch.isinf(table[~later]).all())
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_two_optimal_steps_are_the_best_of_all(monkeypatch, shared):
+    monkeypatch.setattr(oss, "GRID", 9)
+    ground = analytic_ground()
+    times = torch.linspace(START, END, 9, dtype=torch.float64)
+    teacher = ground.trajectory(times, 5)
+    errors = []
+    for j in range(1, 9):
+        drawn = ground.draw(times[[0, j]], range(5))
+        errors.append((drawn - teacher.end).double().flatten(1).square().mean(1))
+    table = torch.stack(errors)  # (8, 5)
+    if shared:
+        monkeypatch.setattr(oss, "NUM_IMAGES", 5)
+        found = oss.search(2, ground, 0)
+        best = int(table.mean(1).argmin())
+        assert found.times == pytest.approx(times[[0, best + 1]].tolist())
+        assert found.objective == pytest.approx(float(table.mean(1).min()), rel=1e-5)
+    else:
+        paths, error, _ = oss.per_sample_paths(2, ground, 5)
+        assert paths[:, 1].tolist() == (table.argmin(0) + 1).tolist()
+        torch.testing.assert_close(error, table.min(0).values, rtol=1e-4, atol=1e-7)
+
+
+def test_every_samples_own_steps_are_no_worse_than_shared_ones(monkeypatch):
+    monkeypatch.setattr(oss, "GRID", 12)
+    monkeypatch.setattr(oss, "NUM_IMAGES", 8)
+    ground = analytic_ground()
+    shared = oss.search(4, ground, 0)
+    _, own, _ = oss.per_sample_paths(4, ground, 8)
+    assert float(own.mean()) < shared.objective
+
+
+# --- gradients and chance -----------------------------------------------------------------------
+
+
+def test_ld3_learns_a_better_schedule_than_it_began_with(monkeypatch):
+    monkeypatch.setattr(ld3, "EPOCHS", 4)
+    ground = analytic_ground()
+    ground.features = lambda images: images.flatten(1)
+    found = ld3.search(5, ground, 0)
+    assert found.objective < found.trace[0]
+    assert len(found.times) == len(found.network_times) == 5
+    assert (found.times[0], found.times[-1]) == pytest.approx((START, END))
+    assert found == ld3.search(5, analytic_ground_with_pixels(), 0)
+
+
+def analytic_ground_with_pixels():
+    ground = analytic_ground()
+    ground.features = lambda images: images.flatten(1)
+    return ground
+
+
+def test_blackbox_finds_the_minimum_of_a_known_distance():
+    ground = analytic_ground()
+    wanted = torch.tensor([START, 800.0, 500.0, 333.0, 150.0], dtype=torch.float64)
+    ground.distance = lambda times, count: float((times - wanted).abs().mean())
+    found = blackbox.search(5, ground, 3)
+    start = torch.linspace(START, 90, 5, dtype=torch.float64)
+    assert found.objective < 0.25 * float((start - wanted).abs().mean())
+    assert list(found.trace) == sorted(found.trace, reverse=True)
+    assert found == blackbox.search(5, ground, 3)
+
+
+@pytest.mark.parametrize("name", list(SEARCHES))
+@pytest.mark.parametrize("nfe", [1, 2, 3])
+def test_small_budgets_are_served_too(monkeypatch, name, nfe):
+    for module, changes in ((oss, {"GRID": 8, "NUM_IMAGES": 4}), (gits, {"GRID": 8, "NUM_IMAGES": 4})):
+        for key, value in changes.items():
+            monkeypatch.setattr(module, key, value)
+    monkeypatch.setattr(ld3, "EPOCHS", 1)
+    monkeypatch.setattr(blackbox, "CANDIDATES", 16)
+    ground = analytic_ground_with_pixels()
+    ground.distance = lambda times, count: float(times.sum())
+    times = torch.tensor(SEARCHES.load(name)(nfe, ground, 0).times, dtype=torch.float64)
+    assert len(times) == nfe
+    ground.model.denoiser.schedule.check_times(times)
+
+
+def test_unknown_methods_are_said():
+    with pytest.raises(UserError, match="did you mean 'gits'"):
+        SEARCHES.load("git")
