@@ -20,6 +20,8 @@ Row = dict[str, Any]
 
 ENVIRONMENT_STEPS = 6
 ENGINE_EVALUATIONS = 10
+ENGINE_BATCHES = 20  # of images that a policy draws: the last ones leave slots empty
+PIPELINE_STEPS = 20
 
 
 def run(config: BenchmarkConfig) -> None:
@@ -35,6 +37,7 @@ def run(config: BenchmarkConfig) -> None:
     parts: dict[str, Callable[[BenchmarkConfig], list[Row]]] = {
         "environment": measure_environment,
         "engine": measure_engine,
+        "pipeline": measure_pipeline,
         "training": measure_training,
         "policy": measure_policy,
     }
@@ -113,7 +116,7 @@ def measure_environment(config: BenchmarkConfig) -> list[Row]:
 
 
 def measure_engine(config: BenchmarkConfig) -> list[Row]:
-    """Wall time of a fixed schedule against the bare network calls of the same batch sizes."""
+    """Wall time of fixed schedules and of a policy against bare network calls of the same batch size."""
     import torch
 
     from agents.base import Budget
@@ -153,9 +156,129 @@ def measure_engine(config: BenchmarkConfig) -> list[Row]:
                 "engine ms": 1000 * ours,
                 "network ms": 1000 * network,
                 "ratio": ratio,
+                "slots in use": 1.0,
             }
         )
-    return rows
+    return [*rows, _policy_in_engine(config, bare)]
+
+
+def _policy_in_engine(config: BenchmarkConfig, bare: Callable[[], None]) -> Row:
+    """A learned policy's wall time against as many bare network calls as it made evaluations."""
+    from stepdrop_rl.arena import make_arena
+    from stepdrop_rl.config import EvaluateConfig
+
+    choice = EvaluateConfig(
+        policy="ppo",
+        data=config.data,
+        model=config.model,
+        device=config.device,
+        target_nfe=config.target_nfe,
+        batch_size=config.batch_size,
+    )
+    arena, (agent, price) = make_arena(choice, blocks=choice.blocks)
+    engine = arena.engine(agent)
+    count = ENGINE_BATCHES * config.batch_size
+    samples = engine.sample(agent, count, price=price)
+    ours, network, ratio = interleaved(lambda: engine.sample(agent, count, price=price), bare, config.repeats)
+    calls = float(samples.nfe.sum()) / config.batch_size / ENGINE_EVALUATIONS  # of bare(), for as much work
+    return {
+        "what": f"ppo, {float(samples.nfe.double().mean()):.2f} evaluations, batch {config.batch_size}",
+        "engine ms": 1000 * ours,
+        "network ms": 1000 * network * calls,
+        "ratio": ratio / calls,
+        "slots in use": samples.occupancy,
+    }
+
+
+def measure_pipeline(config: BenchmarkConfig) -> list[Row]:
+    """Images per second against diffusers' ``DDIMPipeline``: the same U-Net, steps, batch and number type."""
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+    from agents.fixed import FixedSchedule
+    from envs.errors import UserError
+    from stepdrop_rl.device import resolve_device
+    from stepdrop_rl.engine import Engine
+    from stepdrop_rl.models.unet import load_model
+    from stepdrop_rl.solvers import SOLVERS
+
+    device = resolve_device(config.device)
+    rows = []
+    for precision in ("float32", "bfloat16"):
+        model = load_model(config.model or config.data.name, device, precision=precision)
+        network = model.denoiser.network
+        if not isinstance(network, UNet2DModel) or model.info.prediction != "epsilon":
+            raise UserError("the pipeline's comparison needs a plain UNet2DModel that predicts epsilon")
+        scheduler = DDIMScheduler(trained_betas=_betas(model.denoiser.schedule.alpha_bar), clip_sample=True)
+        pipeline = DDIMPipeline(
+            load_model(config.model or config.data.name, device).denoiser.network, scheduler
+        )
+        pipeline.set_progress_bar_config(disable=True)
+
+        def theirs(pipeline: Any = pipeline) -> None:
+            pipeline(batch_size=config.batch_size, num_inference_steps=PIPELINE_STEPS, output_type="np")
+
+        scheduler.set_timesteps(PIPELINE_STEPS)
+        schedule = FixedSchedule("leading", scheduler.timesteps.double())
+        engine = Engine(
+            denoiser=model.denoiser,
+            solver=SOLVERS.load("ddim")(),
+            times=scheduler.timesteps.double(),
+            seed=config.seed,
+            batch_size=config.batch_size,
+        )
+
+        def ours(engine: Engine = engine, schedule: FixedSchedule = schedule) -> None:
+            engine.sample(schedule, config.batch_size)
+
+        mine, other, ratio = interleaved(ours, theirs, config.repeats)
+        rows.append(
+            {
+                "what": f"DDIM, {PIPELINE_STEPS} steps, batch {config.batch_size}, {precision} against float32",
+                "images/s": config.batch_size / mine,
+                "DDIMPipeline images/s": config.batch_size / other,
+                "ratio": 1 / ratio,
+            }
+        )
+    return [*rows, _proportional(config, model.denoiser)]
+
+
+def _betas(alpha_bar: torch.Tensor) -> Any:
+    """β of a noise schedule, as diffusers wants it."""
+    import torch
+
+    before = torch.cat((alpha_bar.new_ones(1), alpha_bar[:-1]))
+    return (1 - alpha_bar / before).cpu().float().numpy()
+
+
+def _proportional(config: BenchmarkConfig, denoiser: Any) -> Row:
+    """Speed-up from 50 evaluations an image to 5: wall time should follow the evaluations."""
+    import torch
+
+    from agents.fixed import FixedSchedule
+    from stepdrop_rl.engine import Engine
+    from stepdrop_rl.grid_ends import default_ends
+    from stepdrop_rl.solvers import SOLVERS
+
+    ends = default_ends(denoiser.schedule)
+    many, few = (torch.linspace(*ends, count, dtype=torch.float64) for count in (50, 5))
+    engine = Engine(
+        denoiser=denoiser,
+        solver=SOLVERS.load("ddim")(),
+        times=many,
+        seed=config.seed,
+        batch_size=config.batch_size,
+    )
+    slow, fast, ratio = interleaved(
+        lambda: engine.sample(FixedSchedule("many", many), config.batch_size),
+        lambda: engine.sample(FixedSchedule("few", few), config.batch_size),
+        config.repeats,
+    )
+    return {
+        "what": "5 evaluations against 50",
+        "images/s": config.batch_size / fast,
+        "DDIMPipeline images/s": "–",
+        "ratio": ratio,
+    }
 
 
 def measure_training(config: BenchmarkConfig) -> list[Row]:

@@ -98,13 +98,13 @@ def judged(arena: Arena, contender: Contender, samples: Samples, teacher: Tensor
     like = similarity(rounded, to_float(teacher), arena.extractor)
     shares = world.gathered(torch.tensor([[len(samples.images), *like.values()]], dtype=torch.float64))
     means = (shares[:, 1:] * shares[:, :1]).sum(0) / shares[:, 0].sum()
-    seconds = world.gathered(torch.tensor([sum(samples.batch_seconds)], dtype=torch.float64))
+    seconds = world.gathered(torch.tensor([samples.seconds], dtype=torch.float64))
     whole = replace(
         samples,
         images=samples.images[:KEPT],
         nfe=world.gathered(samples.nfe),
         evaluated=world.gathered(samples.evaluated),
-        batch_seconds=[float(seconds.max())],
+        seconds=float(seconds.max()),
     )
     call = gflops_per_call(
         arena.model.denoiser.network,

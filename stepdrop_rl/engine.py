@@ -1,15 +1,20 @@
-"""The sampling engine: one batched loop for any agent with any solver.
+"""The sampling engine: one loop for any agent with any solver, its network calls always full.
 
-The agent gives probabilities, the engine draws ``u(seed, image, time) < p``; network calls hold only the
-samples that chose to evaluate. Image i is a function of (seed, role, i), whatever batch it is drawn in.
+Samples take different numbers of evaluations, so none waits for another: each slot of the batch holds a
+sample that needs an evaluation now, at its own time, and a finished sample's slot is filled by the next
+image. Every round is one network call of a full batch: throughput follows the mean number of evaluations.
 
-Shapes: M = images drawn; B = batch; N = points of the grid.
+Between two evaluations a sample shows nothing new, so its decisions up to the next evaluation are made at
+once. The agent gives probabilities, the engine draws ``u(seed, image, time) < p``: image i is a function of
+(seed, role, i), whatever it is packed with.
+
+Shapes: M = images drawn; S = slots; R = slots in use; N = points of the grid; P = points decided at once.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +22,9 @@ from torch import Tensor
 
 from agents.base import Agent
 from agents.fixed import FixedSchedule
-from envs.mdp import Trajectories
+from envs.observation import Grid, observe
 from envs.philox import Role, Stream, uniform
+from envs.protocols import Evidence
 from stepdrop_rl.models.denoiser import Denoiser
 from stepdrop_rl.models.retimed import RetimedDenoiser
 from stepdrop_rl.process import DiffusionProcess
@@ -27,26 +33,37 @@ from stepdrop_rl.solvers.base import Solver
 
 @dataclass(frozen=True)
 class Samples:
-    """What a run of the engine brought.
+    """What a run of the engine brought, in order of the images.
 
     Args:
         images: (M, C, H, W) float32, clean estimates.
         nfe: (M,) network evaluations of each.
         evaluated: (M, N) bool: at which grid points.
         times: (N,) the grid.
-        batch_seconds: Wall time of each batch.
+        seconds: Wall time of the run.
+        occupancy: Share of the slots that were in use, over all network calls.
     """
 
     images: Tensor
     nfe: Tensor
     evaluated: Tensor
     times: Tensor
-    batch_seconds: list[float]
+    seconds: float
+    occupancy: float = 1.0
 
     @property
     def images_per_second(self) -> float:
         """Throughput over the whole run."""
-        return len(self.nfe) / sum(self.batch_seconds)
+        return len(self.nfe) / self.seconds
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Samples that are done: ids (R,), images (R, C, H, W), evaluated (R, N)."""
+
+    ids: Tensor
+    images: Tensor
+    evaluated: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +76,7 @@ class Engine:
         times: (N,) decision grid, for agents that bring none.
         seed: Of all noise and decisions.
         role: Whose noise.
-        batch_size: Images held at once.
+        batch_size: Slots: images held at once.
         projection: Of the network's features, for agents that observe them.
         mode: Take the likelier action instead of drawing.
     """
@@ -88,53 +105,153 @@ class Engine:
         first_image: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> Samples:
-        """Draw images ``first_image …``; ``progress`` is told how many each batch added."""
+        """Draw images ``first_image …``; ``progress`` is told how many each round finished."""
         times = self.grid(agent)
-        images: list[Tensor] = []
-        nfe: list[Tensor] = []
-        evaluated: list[Tensor] = []
-        seconds = []
-        for start in range(first_image, first_image + num_images, self.batch_size):
-            size = min(self.batch_size, first_image + num_images - start)
-            began = time.perf_counter()
-            batch = self._batch(agent, torch.arange(start, start + size), times, price)
-            if times.device.type == "cuda":
-                torch.cuda.synchronize(times.device)
-            seconds.append(time.perf_counter() - began)
-            for part, whole in zip(batch, (images, nfe, evaluated), strict=True):
-                whole.append(part.cpu())
+        images = torch.empty(num_images, *self.denoiser.shape)
+        evaluated = torch.empty(num_images, len(times), dtype=torch.bool)
+        began = time.perf_counter()
+        calls = 0
+        for finished in self.stream(agent, num_images, price=price, first_image=first_image):
+            calls += 1
+            if finished is None:
+                continue
+            place = finished.ids.cpu() - first_image
+            images[place] = finished.images.cpu()
+            evaluated[place] = finished.evaluated.cpu()
             if progress is not None:
-                progress(size)
-        return Samples(torch.cat(images), torch.cat(nfe), torch.cat(evaluated), times.cpu(), seconds)
+                progress(len(place))
+        if times.device.type == "cuda":
+            torch.cuda.synchronize(times.device)
+        seconds = time.perf_counter() - began
+        nfe = evaluated.sum(1)
+        slots = calls * min(self.batch_size, num_images)
+        return Samples(images, nfe, evaluated, times.cpu(), seconds, float(nfe.sum()) / max(slots, 1))
 
     @torch.no_grad()
-    def _batch(self, agent: Agent, ids: Tensor, times: Tensor, price: float) -> tuple[Tensor, Tensor, Tensor]:
-        device = times.device
-        ids = ids.to(device)
-        told = agent.network_times if isinstance(agent, FixedSchedule) else None
-        process = DiffusionProcess(
-            self.denoiser if told is None else RetimedDenoiser(self.denoiser, times, told),
-            self.solver,
-            num_rows=len(ids),
-            seed=self.seed,
-            role=self.role,
-            projection=self.projection if agent.observes else None,
-        )
-        walk = Trajectories(process, times)
-        rows = torch.arange(len(ids), device=device)
-        walk.begin(rows, ids, torch.full((len(ids),), price, dtype=torch.float64, device=device))
-        blind = torch.empty(len(ids), 0, device=device)
-        for point in range(1, len(times)):
-            p = agent.probabilities(walk.observe(rows) if agent.observes else blind)
-            walk.advance(rows, self._draw(p, ids, times[point]))
-        return process.x0(rows), walk.nfe, walk.evaluated
+    def stream(
+        self, agent: Agent, num_images: int, *, price: float = 0.0, first_image: int = 0
+    ) -> Iterator[Finished | None]:
+        """Draw images in bounded memory: after every network call, what it finished (None: nothing)."""
+        times = self.grid(agent)
+        slots = _Slots(self, agent, times, min(self.batch_size, num_images), price)
+        images = torch.arange(first_image, first_image + num_images, device=times.device)
+        slots.fill(slots.all[: len(images)], images[: len(slots.all)])
+        taken = len(slots.all)
+        active = slots.all
+        while len(active):
+            slots.evaluate(active)
+            done = slots.decide(active)
+            if done is None:
+                yield None
+                continue
+            finished = active[done]
+            yield slots.result(finished)
+            fresh = images[taken : taken + len(finished)]
+            slots.fill(finished[: len(fresh)], fresh)
+            taken += len(fresh)
+            if len(fresh) < len(finished):
+                over = torch.zeros_like(slots.all, dtype=torch.bool)
+                over[finished[len(fresh) :]] = True
+                active = active[~over[active]]
 
-    def _draw(self, p: Tensor, ids: Tensor, t: Tensor) -> Tensor:
-        if self.mode:
-            return p > 0.5
-        if bool((p >= 1).all()):  # a fixed schedule needs no coin
-            return torch.ones_like(p, dtype=torch.bool)
-        u = uniform(
-            1, seed=self.seed, role=self.role, stream=Stream.DECISION, image=ids, time=t.expand(len(ids))
+
+class _Slots:
+    """The samples in flight: where each stands, and which point of the grid it evaluates next."""
+
+    def __init__(self, engine: Engine, agent: Agent, times: Tensor, num_slots: int, price: float) -> None:
+        self.engine = engine
+        self.agent = agent
+        device = times.device
+        told = agent.network_times if isinstance(agent, FixedSchedule) else None
+        self.process = DiffusionProcess(
+            engine.denoiser if told is None else RetimedDenoiser(engine.denoiser, times, told),
+            engine.solver,
+            num_rows=num_slots,
+            seed=engine.seed,
+            role=engine.role,
+            projection=engine.projection if agent.observes else None,
         )
-        return u.squeeze(1) < p
+        self.grid = Grid(times, self.process.lam(times), torch.exp(self.process.log_alpha(times)))
+        self.all = torch.arange(num_slots, device=device)
+        self.ids = torch.zeros_like(self.all)
+        self.point = torch.zeros_like(self.all)  # evaluated next; once evaluated, last
+        self.evaluated = torch.zeros(num_slots, len(times), dtype=torch.bool, device=device)
+        self.coins = torch.zeros(num_slots, len(times), dtype=torch.float64, device=device)
+        self.price = torch.full((num_slots,), price, dtype=torch.float64, device=device)
+        # A fixed schedule needs no coin, and its samples walk in step: the host knows where they are.
+        self.in_step = isinstance(agent, FixedSchedule)
+        self._step = 0
+
+    def fill(self, rows: Tensor, ids: Tensor) -> None:
+        """Start these images in these slots."""
+        if not len(rows):
+            return
+        self.ids[rows] = ids
+        self.point[rows] = 0
+        self.evaluated[rows] = False
+        times = self.grid.times
+        self.process.start(rows, ids, times[:1].expand(len(rows)))
+        self._step = 0
+        if not (self.in_step or self.engine.mode):
+            flat = uniform(
+                1,
+                seed=self.engine.seed,
+                role=self.engine.role,
+                stream=Stream.DECISION,
+                image=ids.repeat_interleave(len(times)),
+                time=times.repeat(len(ids)),
+            )
+            self.coins[rows] = flat.reshape(len(ids), len(times))
+
+    def evaluate(self, rows: Tensor) -> None:
+        """One network call: every row at the point that it stands at."""
+        point = self.point[rows]
+        self.process.evaluate(rows, self.grid.times[point])
+        self.evaluated[rows, point] = True
+
+    def decide(self, rows: Tensor) -> Tensor | None:
+        """Move the rows to the points they evaluate next; return which of them are done (None: none is)."""
+        size = len(self.grid)
+        if self.in_step:
+            self._step += 1
+            self.point[rows] += 1
+            return None if self._step < size else torch.ones_like(rows, dtype=torch.bool)
+        anchor = self.point[rows]
+        ahead = anchor.unsqueeze(1) + torch.arange(1, size - int(anchor.min()), device=rows.device)
+        valid = ahead < size
+        ahead = ahead.clamp(max=size - 1)  # (R, P)
+        p = self._probabilities(rows, anchor, ahead)
+        take = (p > 0.5 if self.engine.mode else self.coins[rows].gather(1, ahead) < p) & valid
+        found = take.any(1)
+        if ahead.shape[1]:
+            first = take.to(torch.uint8).argmax(1, keepdim=True)
+            self.point[rows] = torch.where(found, ahead.gather(1, first).squeeze(1), size)
+        return None if bool(found.all()) else ~found
+
+    def _probabilities(self, rows: Tensor, anchor: Tensor, ahead: Tensor) -> Tensor:
+        """P(evaluate), (R, P), at the points ahead, as they look from each sample's last evaluation."""
+        count = ahead.shape[1]
+        if not self.agent.observes:
+            return self.agent.probabilities(torch.empty(ahead.numel(), 0, device=rows.device)).reshape(
+                ahead.shape
+            )
+        seen = self.process.evidence(rows)
+        repeated = Evidence(
+            **{
+                name: getattr(seen, name).repeat_interleave(count, 0)
+                for name in Evidence.__dataclass_fields__
+            }
+        )
+        observation = observe(
+            self.grid,
+            ahead.flatten(),
+            anchor.repeat_interleave(count),
+            self.evaluated[rows].sum(1).repeat_interleave(count),
+            self.price[rows].repeat_interleave(count),
+            repeated,
+        )
+        return self.agent.probabilities(observation).reshape(ahead.shape)
+
+    def result(self, rows: Tensor) -> Finished:
+        """What came of these rows."""
+        return Finished(self.ids[rows].clone(), self.process.x0(rows), self.evaluated[rows])

@@ -119,11 +119,13 @@ class DiffusionProcess:
     @torch.no_grad()
     def evaluate(self, rows: Tensor, t: Tensor) -> None:
         """Carry the rows to ``t``, call the network on just them, and remember what it said."""
-        fresh = self._count[rows] == 0
+        fresh = self._count[rows] == 0  # a first evaluation happens where the sample starts
         if bool(fresh.all()):
             x = self._x[rows]
+        elif bool(fresh.any()):
+            x = self._x[rows]
+            x[~fresh] = self.jump(rows[~fresh], t[~fresh])
         else:
-            assert not bool(fresh.any()), "a first evaluation happens where the sample starts"
             x = self.jump(rows, t)
         eps, pooled = self.denoiser(x, t, features=self.projection is not None)
         alpha, sigma = self.schedule.alpha_sigma(t)

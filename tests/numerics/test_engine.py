@@ -12,6 +12,7 @@ from agents.base import Agent, Budget
 from agents.fixed import FixedSchedule
 from agents.stochastic import Bernoulli
 from envs.errors import UserError
+from envs.mdp import Trajectories
 from envs.observation import ENTRIES
 from envs.philox import Role, Stream, normal, uniform
 from stepdrop_rl.config import UNetConfig
@@ -20,6 +21,7 @@ from stepdrop_rl.engine import Engine, Samples
 from stepdrop_rl.models.analytic import GaussianMixture
 from stepdrop_rl.models.denoiser import Denoiser, NetworkDenoiser
 from stepdrop_rl.models.unet import make_network
+from stepdrop_rl.process import DiffusionProcess
 from stepdrop_rl.solvers import SOLVERS
 
 SHAPE = (1, 8, 8)
@@ -84,9 +86,11 @@ class Counting:
         self.num_features = inner.num_features
         self.calls: list[tuple[Tensor, Tensor]] = []
 
-    def __call__(self, x: Tensor, t: Tensor, *, features: bool = False) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, x: Tensor, t: Tensor, *, features: bool = False, told: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         self.calls.append((x, t))
-        return self.inner(x, t, features=features)
+        return self.inner(x, t, features=features, told=told)
 
 
 def agents() -> list[Agent]:
@@ -149,24 +153,26 @@ def test_the_first_image_is_the_initial_noise_of_its_id() -> None:
 # --- network calls ------------------------------------------------------------------------------
 
 
-def test_calls_hold_only_the_rows_that_evaluate() -> None:
+def test_every_call_is_full_while_there_are_images_and_holds_only_rows_that_evaluate() -> None:
     for agent in (*agents(), Bernoulli(1.0)):
         counting = Counting(mixture())
         samples = engine(counting, batch_size=16).sample(agent, 50)
         rows = [len(x) for x, _ in counting.calls]
         assert sum(rows) == int(samples.nfe.sum())
-        assert min(rows) > 0
+        assert rows == sorted(rows, reverse=True)
+        assert rows[0] == 16
         exact(samples.nfe, samples.evaluated.sum(1))
-        # Batch by batch, point by point: who evaluates there, and at which time.
-        points = [
-            (time, int(part[:, point].sum()))
-            for part in samples.evaluated.split(16)
-            for point, time in enumerate(samples.times)
-            if part[:, point].any()
-        ]
-        assert rows == [count for _, count in points]
-        for (_, t), (time, _) in zip(counting.calls, points, strict=True):
-            exact(t, time.expand(len(t)))
+        # Every call holds each sample at a time of its own; all times together are what was evaluated.
+        times = torch.cat([t for _, t in counting.calls])
+        for point, time in enumerate(samples.times):
+            assert int((times == time).sum()) == int(samples.evaluated[:, point].sum())
+        assert samples.occupancy == pytest.approx(sum(rows) / (16 * len(rows)))
+
+
+def test_slots_are_in_use() -> None:
+    # Bernoulli: from 1 to 10 evaluations an image. Only the last images leave slots empty.
+    samples = engine(mixture(), batch_size=32).sample(Bernoulli(0.5), 2000)
+    assert samples.occupancy > 0.98
 
 
 def test_evaluated_says_what_was_done() -> None:
@@ -207,15 +213,40 @@ def test_decisions_are_coins_of_seed_image_and_time() -> None:
         exact(samples.evaluated[:, point], coin(range(5, 45), float(GRID[point])) < 1 - 0.7)
 
 
-def test_decisions_of_an_agent_that_looks() -> None:
-    agent = Looks()
-    samples = engine(network(), batch_size=64).sample(agent, 40)
-    assert len(agent.seen) == len(GRID) - 1
-    for point, observation in enumerate(agent.seen, 1):
-        assert observation.shape == (40, len(ENTRIES))
-        p = Looks().probabilities(observation)
-        exact(samples.evaluated[:, point], coin(range(40), float(GRID[point])) < p)
+def walked(agent: Agent, count: int, mode: bool = False) -> tuple[Tensor, Tensor]:
+    """The plain way: point by point, one observation at a time; evaluated (count, N) and images."""
+    process = DiffusionProcess(
+        network(), SOLVERS.load("multistep")(), num_rows=count, seed=SEED, role=Role.EVALUATION
+    )
+    walk = Trajectories(process, GRID)
+    rows = torch.arange(count)
+    walk.begin(rows, rows, torch.zeros(count, dtype=torch.float64))
+    for point in range(1, len(GRID)):
+        p = agent.probabilities(walk.observe(rows))
+        walk.advance(rows, p > 0.5 if mode else coin(range(count), float(GRID[point])) < p)
+    return walk.evaluated, process.x0(rows)
+
+
+@pytest.mark.parametrize("mode", [False, True])
+@pytest.mark.parametrize("slots", [64, 7])
+def test_decisions_made_at_once_are_those_made_point_by_point(mode: bool, slots: int) -> None:
+    evaluated, images = walked(Looks(), 40, mode)
+    samples = engine(network(), batch_size=slots, mode=mode).sample(Looks(), 40)
+    exact(samples.evaluated, evaluated)
+    torch.testing.assert_close(samples.images, images, rtol=0, atol=2e-5)
     assert 0.1 < float(samples.evaluated[:, 1:].float().mean()) < 0.9
+
+
+def test_finished_images_stream_out_in_bounded_memory() -> None:
+    sampler = engine(mixture(), batch_size=8)
+    whole = sampler.sample(Bernoulli(0.5), 50, first_image=3)
+    seen = torch.zeros(50, dtype=torch.int64)
+    for finished in sampler.stream(Bernoulli(0.5), 50, first_image=3):
+        if finished is not None:
+            assert 0 < len(finished.ids) <= 8
+            seen[finished.ids - 3] += 1
+            torch.testing.assert_close(finished.images, whole.images[finished.ids - 3], rtol=0, atol=2e-5)
+    exact(seen, torch.ones(50, dtype=torch.int64))
 
 
 def test_the_same_time_on_another_grid_decides_alike() -> None:
@@ -228,11 +259,6 @@ def test_mode_takes_the_likelier_action() -> None:
     for p_skip, nfe in [(0.49, len(GRID)), (0.5, 1), (0.51, 1), (0.0, len(GRID))]:
         samples = engine(mixture(), mode=True).sample(Bernoulli(p_skip), 20)
         exact(samples.nfe, torch.full((20,), nfe))
-    agent = Looks()
-    samples = engine(network(), mode=True).sample(agent, 20)
-    wanted = torch.stack([Looks().probabilities(seen) > 0.5 for seen in agent.seen], 1)
-    exact(samples.evaluated[:, 1:], wanted)
-    assert 0.1 < float(wanted.float().mean()) < 0.9
 
 
 def test_certainty_needs_no_coin() -> None:
@@ -247,8 +273,8 @@ def test_the_price_reaches_the_observation() -> None:
     engine(mixture()).sample(cheap, 3, price=0.01)
     engine(mixture()).sample(dear, 3, price=0.1)
     column = [entry.name for entry in ENTRIES].index("log_price")
-    exact(cheap.seen[0][:, column], torch.full((3,), -1.0))
-    exact(dear.seen[0][:, column], torch.full((3,), -0.5))
+    assert {float(v) for seen in cheap.seen for v in seen[:, column]} == {-1.0}
+    assert {float(v) for seen in dear.seen for v in seen[:, column]} == {-0.5}
 
 
 # --- budgets ------------------------------------------------------------------------------------
@@ -304,12 +330,12 @@ def test_a_budget_beyond_the_grid_is_spent_as_far_as_it_goes(nfe: float) -> None
 # --- the rest -----------------------------------------------------------------------------------
 
 
-def test_progress_and_timing_are_told_batch_by_batch() -> None:
+def test_progress_and_timing_are_told() -> None:
     told: list[int] = []
     samples: Samples = engine(mixture(), batch_size=8).sample(Bernoulli(0.5), 20, progress=told.append)
-    assert told == [8, 8, 4]
-    assert len(samples.batch_seconds) == 3
-    assert samples.images_per_second == pytest.approx(20 / sum(samples.batch_seconds))
+    assert sum(told) == 20
+    assert max(told) <= 8
+    assert samples.images_per_second == pytest.approx(20 / samples.seconds)
     assert samples.images.shape == (20, 1, 2, 2)
     assert samples.images.dtype == torch.float32
     assert float(samples.images.abs().max()) <= 1  # clipped estimates

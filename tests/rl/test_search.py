@@ -1,4 +1,4 @@
-"""Searches: exact dynamic programmes against brute force, gradients that lead down, and the model they ask."""
+"""Searches: exact dynamic programmes against brute force, gradients that lead down, and what they ask."""
 
 import itertools
 from types import SimpleNamespace
