@@ -233,7 +233,7 @@ def measure_pipeline(config: BenchmarkConfig) -> list[Row]:
         mine, other, ratio = interleaved(ours, theirs, config.repeats)
         rows.append(
             {
-                "what": f"DDIM, {PIPELINE_STEPS} steps, batch {config.batch_size}, {precision} against float32",
+                "what": f"DDIM, {PIPELINE_STEPS} steps, batch {config.batch_size}, {precision} to float32",
                 "images/s": config.batch_size / mine,
                 "DDIMPipeline images/s": config.batch_size / other,
                 "ratio": 1 / ratio,
@@ -268,7 +268,7 @@ def _proportional(config: BenchmarkConfig, denoiser: Any) -> Row:
         seed=config.seed,
         batch_size=config.batch_size,
     )
-    slow, fast, ratio = interleaved(
+    _, fast, ratio = interleaved(
         lambda: engine.sample(FixedSchedule("many", many), config.batch_size),
         lambda: engine.sample(FixedSchedule("few", few), config.batch_size),
         config.repeats,
