@@ -31,5 +31,6 @@ ALGORITHMS = Registry(
         "ppo": "agents.sb3:PPOLearner",
         "a2c": "agents.sb3:A2CLearner",
         "dqn": "agents.sb3:DQNLearner",
+        "rloo": "agents.rloo:RLOOLearner",
     },
 )

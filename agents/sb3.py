@@ -132,6 +132,11 @@ class Learner:
             bias = self.actor()[-1][1]
             bias.copy_(torch.tensor([0.0, math.log(rate / (1 - rate))]))
 
+    @property
+    def num_decisions(self) -> int:
+        """Decisions learned from so far."""
+        return int(self.model.num_timesteps)
+
     def settings(self, env: StepDropVecEnv) -> dict[str, Any]:
         """Hyperparameters for this environment."""
         return dict(self.defaults)

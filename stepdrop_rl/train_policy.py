@@ -131,7 +131,7 @@ class _Session:
     @property
     def decisions(self) -> int:
         """Decisions learned from so far."""
-        return int(self.learner.model.num_timesteps)
+        return self.learner.num_decisions
 
     def info(self, look: Look | None = None) -> PolicyInfo:
         """What the policy is trained for, and how it was."""

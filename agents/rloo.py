@@ -1,0 +1,244 @@
+"""Policy gradients with siblings: what a decision was worth is told by the same image drawn otherwise.
+
+How good an image can become depends on its noise far more than on when the network was evaluated, and a
+critic that sees ten numbers cannot know it. So episodes come in groups that share noise and price; an advantage
+is compared with the mean of its siblings' at the same point (leave one out: RLOO, Kool et al. 2019, which leaves
+the gradient unbiased), and what the noise did to all of them cancels. The update is PPO's clipped one.
+
+Shapes: R = rows, G to a group; T = decisions of an episode; D observation entries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from agents.policy import LearnedPolicy, PolicyInfo
+from envs.errors import UserError
+from envs.registry import unknown_name
+from envs.sb3 import StepDropVecEnv
+
+_WIDTHS = (64, 64)
+
+
+def _network(inputs: int, outputs: int, gain: float) -> nn.Sequential:
+    """Tanh layers with orthogonal weights, as PPO's are usually begun."""
+    layers: list[nn.Module] = []
+    for width in _WIDTHS:
+        layers += [nn.Linear(inputs, width), nn.Tanh()]
+        inputs = width
+    layers.append(nn.Linear(inputs, outputs))
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.orthogonal_(layer.weight, math.sqrt(2))
+            nn.init.zeros_(layer.bias)
+    nn.init.orthogonal_(layers[-1].weight, gain)  # type: ignore[arg-type]
+    return nn.Sequential(*layers)
+
+
+def sibling_advantages(advantages: Tensor, group: int) -> Tensor:
+    """(T, R) advantages minus the mean of the other G − 1 of each group of neighbouring rows."""
+    if group == 1:
+        return advantages
+    grouped = advantages.unflatten(1, (-1, group))
+    others = (grouped.sum(2, keepdim=True) - grouped) / (group - 1)
+    return (grouped - others).flatten(1)
+
+
+def advantages(rewards: Tensor, values: Tensor, trace: float) -> Tensor:
+    """Generalised advantages, (T, R), of whole episodes with γ = 1 (Schulman et al. 2016, eq. 16)."""
+    found = torch.zeros_like(rewards)
+    after = torch.zeros_like(rewards[0])
+    next_value = torch.zeros_like(values[0])
+    for t in reversed(range(len(rewards))):
+        after = rewards[t] + next_value - values[t] + trace * after
+        next_value = values[t]
+        found[t] = after
+    return found
+
+
+class RLOOLearner:
+    """A :class:`agents.sb3.Learner` of our own.
+
+    Args:
+        env: The batch.
+        seed: Of weights, episodes and actions.
+        hyperparameters: Over ``defaults``.
+        log: Takes each round's learning curves and the number of decisions so far.
+    """
+
+    output: ClassVar[str] = "softmax"
+    activation: ClassVar[str] = "tanh"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "learning_rate": 1e-3,
+        "final_rate": 0.1,
+        "group": 4,
+        "n_epochs": 6,
+        "minibatches": 4,
+        "clip_range": 0.2,
+        "gae_lambda": 0.98,
+        "ent_coef": 0.001,
+        "max_grad_norm": 0.5,
+        "initial_nfe": 5.0,
+    }
+
+    def __init__(
+        self,
+        env: StepDropVecEnv,
+        *,
+        seed: int,
+        hyperparameters: Mapping[str, Any],
+        log: Callable[[dict[str, float], int], None],
+    ) -> None:
+        for name in hyperparameters:
+            if name not in self.defaults:
+                raise unknown_name("hyperparameter", name, self.defaults)
+        self.env = env
+        self.core = env.core
+        self.log = log
+        self.hyperparameters = {**self.defaults, **hyperparameters}
+        h = self.hyperparameters
+        if env.num_envs % int(h["group"]):
+            raise UserError(f"num_envs ({env.num_envs}) must be a multiple of the group ({h['group']})")
+        self.generator = torch.Generator().manual_seed(seed)
+        inputs = self.core.walk.observe(self.core.rows[:0]).shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.actor_network = _network(inputs, 2, 0.01)
+            self.critic = _network(inputs, 1, 1.0)
+        others = len(self.core.walk.grid) - 1
+        rate = min(max((h["initial_nfe"] - 1) / others, 0.01), 0.99)
+        last = self.actor_network[-1]
+        assert isinstance(last, nn.Linear)
+        with torch.no_grad():
+            last.bias.copy_(torch.tensor([0.0, math.log(rate / (1 - rate))]))
+        parameters = [*self.actor_network.parameters(), *self.critic.parameters()]
+        self.optimizer = torch.optim.Adam(parameters, lr=h["learning_rate"], eps=1e-5)
+        self.num_decisions = 0
+        self.core.quality.reset(seed)
+
+    def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:
+        """Learn until ``decisions`` in all; ``go_on`` hears the count before each round and may end it."""
+        h = self.hyperparameters
+        while self.num_decisions < decisions and go_on(self.num_decisions):
+            done = self.num_decisions / decisions
+            rate = h["learning_rate"] * (h["final_rate"] + (1 - h["final_rate"]) * (1 - done))
+            for parameters in self.optimizer.param_groups:
+                parameters["lr"] = rate
+            self.log(self._round(), self.num_decisions)
+
+    def _round(self) -> dict[str, float]:
+        """One rollout of whole episodes and the update that it allows."""
+        observations, actions, rewards, chosen = self._rollout()
+        h = self.hyperparameters
+        with torch.no_grad():
+            values = self.critic(observations).squeeze(-1)
+        gains = advantages(rewards, values, h["gae_lambda"])
+        targets = (gains + values).flatten()
+        gains = sibling_advantages(gains, int(h["group"])).flatten()
+        gains = (gains - gains.mean()) / (gains.std() + 1e-8)
+        flat, taken, before = observations.flatten(0, 1), actions.flatten(), chosen.flatten()
+        size = -(-len(flat) // int(h["minibatches"]))
+        losses = []
+        for _ in range(int(h["n_epochs"])):
+            for part in torch.randperm(len(flat), generator=self.generator).split(size):
+                losses.append(self._update(flat[part], taken[part], before[part], gains[part], targets[part]))
+        self.num_decisions += len(flat)
+        policy_loss, value_loss, entropy, moved = torch.tensor(losses).mean(0).tolist()
+        returns = rewards.sum(0)
+        return {
+            "rollout/ep_rew_mean": float(returns.mean()),
+            "rollout/ep_nfe_mean": float(actions.sum(0).double().mean()) + 1,
+            "train/policy_gradient_loss": policy_loss,
+            "train/value_loss": value_loss,
+            "train/entropy": entropy,
+            "train/approx_kl": moved,
+            "train/explained_variance": 1 - float((targets - values.flatten()).var() / targets.var()),
+            "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+        }
+
+    @torch.no_grad()
+    def _rollout(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Observations (T, R, D), actions, rewards and log probabilities (T, R) of one episode a row."""
+        core, rows = self.core, self.core.rows
+        group = int(self.hyperparameters["group"])
+        words = torch.randint(0, 2**32, (len(rows) // group,), generator=self.generator)
+        core.seed(rows, words.repeat_interleave(group).to(rows.device))
+        core.begin(rows)
+        seen, acts, gained, said = [], [], [], []
+        for _ in range(len(core.walk.grid) - 1):
+            observation = core.walk.observe(rows).cpu()
+            log_p = torch.log_softmax(self.actor_network(observation), -1)
+            u = torch.rand(len(rows), generator=self.generator)
+            action = (u < log_p[:, 1].exp()).long()
+            seen.append(observation)
+            acts.append(action)
+            said.append(log_p.gather(1, action.unsqueeze(1)).squeeze(1))
+            gained.append(core.step(rows, action.to(rows.device)).reward.float().cpu())
+        return torch.stack(seen), torch.stack(acts), torch.stack(gained), torch.stack(said)
+
+    def _update(
+        self, observation: Tensor, action: Tensor, before: Tensor, gain: Tensor, target: Tensor
+    ) -> tuple[float, float, float, float]:
+        """One clipped step (Schulman et al. 2017, eq. 7); losses, entropy and how far the policy moved."""
+        h = self.hyperparameters
+        log_p = torch.log_softmax(self.actor_network(observation), -1)
+        now = log_p.gather(1, action.unsqueeze(1)).squeeze(1)
+        ratio = (now - before).exp()
+        clipped = ratio.clamp(1 - h["clip_range"], 1 + h["clip_range"])
+        policy_loss = -torch.minimum(ratio * gain, clipped * gain).mean()
+        entropy = -(log_p.exp() * log_p).sum(-1).mean()
+        value_loss = (self.critic(observation).squeeze(-1) - target).square().mean()
+        loss = policy_loss + 0.5 * value_loss - h["ent_coef"] * entropy
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(
+            [*self.actor_network.parameters(), *self.critic.parameters()], h["max_grad_norm"]
+        )
+        self.optimizer.step()
+        moved = (ratio - 1 - (now - before)).mean()
+        return (
+            float(policy_loss.detach()),
+            float(value_loss.detach()),
+            float(entropy.detach()),
+            float(moved.detach()),
+        )
+
+    def policy(self, info: PolicyInfo, projection: tuple[Tensor, Tensor] | None = None) -> LearnedPolicy:
+        """What has been learned so far."""
+        layers = [m for m in self.actor_network if isinstance(m, nn.Linear)]
+        return LearnedPolicy(
+            info, [(m.weight.detach().clone(), m.bias.detach().clone()) for m in layers], projection
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a resumed run needs: weights, optimiser, counter, generator, what rewards have learned."""
+        tensors = {f"actor.{k}": v for k, v in self.actor_network.state_dict().items()}
+        tensors |= {f"critic.{k}": v for k, v in self.critic.state_dict().items()}
+        for i, entry in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{key}": torch.as_tensor(value) for key, value in entry.items()}
+        tensors["generator"] = self.generator.get_state()
+        tensors["num_decisions"] = torch.tensor(self.num_decisions)
+        return tensors | {f"quality.{k}": v for k, v in self.core.quality.state().items()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from :meth:`state`."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.actor_network.load_state_dict(part("actor."))
+        self.critic.load_state_dict(part("critic."))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in part("optimizer.").items():
+            index, _, key = name.partition(".")
+            moments.setdefault(int(index), {})[key] = value
+        full = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**full, "state": moments})
+        self.generator.set_state(tensors["generator"])
+        self.num_decisions = int(tensors["num_decisions"])
+        self.core.quality.load_state(part("quality."))
