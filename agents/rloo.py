@@ -1,9 +1,9 @@
 """Policy gradients with siblings: what a decision was worth is told by the same image drawn otherwise.
 
 How good an image can become depends on its noise far more than on when the network was evaluated, and a
-critic that sees ten numbers cannot know it. So episodes come in groups that share noise and price; an advantage
-is compared with the mean of its siblings' at the same point (leave one out: RLOO, Kool et al. 2019, which leaves
-the gradient unbiased), and what the noise did to all of them cancels. The update is PPO's clipped one.
+critic that sees ten numbers cannot know it. So episodes come in groups that share noise and price; an
+advantage is compared with the mean of its siblings' at the same point (leave one out: RLOO, Kool et al. 2019,
+which leaves the gradient unbiased), and what the noise did to all of them cancels. The update is PPO's.
 
 Shapes: R = rows, G to a group; T = decisions of an episode; D observation entries.
 """

@@ -10,6 +10,7 @@ REWARDS = Registry(
         "witness": "envs.rewards.distribution:Witness",
         "log_ratio": "envs.rewards.distribution:LogRatio",
         "realism": "envs.rewards.realism:Realism",
+        "frechet": "envs.rewards.frechet:FrechetSlope",
         "neighbour": "envs.rewards.distribution:NeighbourRatio",
     },
 )

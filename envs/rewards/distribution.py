@@ -80,6 +80,20 @@ class GeneratedSet:
             self._images[b, slots] = candidates.images[chosen]
             self._added[b] += count
 
+    def bins(self, rows: Tensor) -> Tensor:
+        """The price bins of the rows' episodes."""
+        return self._bin[rows]
+
+    def added(self, price_bin: int) -> int:
+        """How many results a bin has been given so far."""
+        return int(self._added[price_bin])
+
+    def window(self, price_bin: int) -> Tensor:
+        """(G, F) the last results of a bin."""
+        added = self.added(price_bin)
+        newest = torch.arange(max(0, added - WINDOW), added, device=self._bin.device)
+        return self._features[price_bin, newest % self.capacity]
+
     def views(self, rows: Tensor, images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Per price bin: which of ``rows`` (positions), the set (G, F), and the mask (r, G) of what each may
         see: its window, without its own noise.

@@ -1,0 +1,128 @@
+"""The Fréchet distance's own slope: what each sample adds to the distance of the set that it is one of.
+
+FD(g) = |μ_g − μ_r|² + tr(Σ_g + Σ_r − 2(Σ_r^{½} Σ_g Σ_r^{½})^{½}) is a number of a whole set, but it has a
+first variation. Mixing a sample f into g changes it, per unit of mixing, by
+
+    2(μ_g − μ_r)·(f − μ_g) + (f − μ_g)ᵀ(1 − T)(f − μ_g) − tr((1 − T)Σ_g),
+    T = Σ_r^{½}(Σ_r^{½} Σ_g Σ_r^{½})^{−½}Σ_r^{½}, the map that carries the shape of g to that of r,
+
+(the potential of the transport from g to r, Peyré & Cuturi 2019, section 7). The score is minus that: a
+policy gradient with it goes down the Fréchet distance itself. In the reward's features, never a judge's.
+
+Shapes: R candidates; F features; G generated.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from envs.rewards.base import Candidates, Ground
+from envs.rewards.distribution import GeneratedSet
+
+REFRESH = 256  # results of a price bin between two estimates of its statistics
+_FLOOR = 1e-6  # of eigenvalues, relative to the largest
+
+
+class Slope(NamedTuple):
+    """The first variation at a set: its mean (F,), 2(μ_g − μ_r) (F,), 1 − T (F, F) and the constant."""
+
+    mean: Tensor
+    linear: Tensor
+    quadratic: Tensor
+    constant: Tensor
+
+    def __call__(self, f: Tensor) -> Tensor:
+        """(R,) change of the distance per unit of f (R, F) mixed in."""
+        off = f.double() - self.mean
+        return off @ self.linear + ((off @ self.quadratic) * off).sum(1) - self.constant
+
+
+def _root(matrix: Tensor, power: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    values = values.clamp(min=_FLOOR * float(values[-1]))
+    return (vectors * values**power) @ vectors.T
+
+
+def _moments(f: Tensor) -> tuple[Tensor, Tensor]:
+    f = f.double()
+    return f.mean(0), torch.cov(f.T)
+
+
+def slope(generated: Tensor, real: tuple[Tensor, Tensor]) -> Slope:
+    """The first variation of the Fréchet distance at features ``generated`` (G, F); ``real``: its moments."""
+    mean, covariance = _moments(generated)
+    root = _root(real[1], 0.5)
+    carry = root @ _root(root @ covariance @ root, -0.5) @ root
+    quadratic = torch.eye(len(mean), dtype=torch.float64, device=mean.device) - carry
+    return Slope(mean, 2 * (mean - real[0]), quadratic, (quadratic * covariance).sum())
+
+
+def distance(generated: Tensor, real: tuple[Tensor, Tensor]) -> float:
+    """The Fréchet distance itself."""
+    mean, covariance = _moments(generated)
+    root = _root(real[1], 0.5)
+    cross = torch.linalg.eigvalsh(root @ covariance @ root).clamp(min=0).sqrt().sum()
+    spread = covariance.trace() + real[1].trace() - 2 * cross
+    return float((mean - real[0]).square().sum() + spread)
+
+
+class FrechetSlope:
+    """Minus the first variation at the last results of the episode's price bin, as they were when it began."""
+
+    def __init__(self, ground: Ground, num_rows: int) -> None:
+        self.ground = ground
+        self.generated = GeneratedSet(ground, num_rows)
+        self.real = _moments(ground.real)
+        self._slopes: dict[int, Slope] = {}  # by version
+        self._version = torch.zeros(num_rows, dtype=torch.int64, device=ground.teacher.device)
+        self._latest: dict[int, tuple[int, int]] = {}  # price bin → its newest version, results it had seen
+        self._next = 0
+
+    def reset(self, seed: int) -> None:
+        """Start again from the teacher's results."""
+        self.generated.reset(seed)
+        self._latest.clear()
+
+    def state(self) -> dict[str, Tensor]:
+        """The generated sets."""
+        return self.generated.state()
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from :meth:`state`."""
+        self.generated.load_state(tensors)
+        self._latest.clear()
+
+    def begin(self, rows: Tensor, images: Tensor, prices: Tensor) -> None:
+        """Freeze what the rows see."""
+        self.generated.begin(rows, prices)
+        bins = self.generated.bins(rows)
+        for b in bins.unique().tolist():
+            added = self.generated.added(b)
+            if b not in self._latest or added - self._latest[b][1] >= REFRESH:
+                self._slopes[self._next] = slope(self.generated.window(b), self.real)
+                self._latest[b] = (self._next, added)
+                self._next += 1
+            self._version[rows[bins == b]] = self._latest[b][0]
+        used = {*self._version.unique().tolist(), *(version for version, _ in self._latest.values())}
+        self._slopes = {version: found for version, found in self._slopes.items() if version in used}
+
+    def score(self, candidates: Candidates) -> Tensor:
+        """(R,)."""
+        versions = self._version[candidates.rows]
+        result = torch.empty(len(versions), device=versions.device)
+        for version in versions.unique().tolist():
+            here = versions == version
+            result[here] = -self._slopes[version](candidates.features[here]).float()
+        return result
+
+    def end(self, candidates: Candidates) -> None:
+        """Results join the set."""
+        self.generated.end(candidates)
+
+    def gain(self) -> float:
+        """By how much first evaluations are farther from the real images than full trajectories."""
+        first = self.ground.features(self.ground.first)
+        return distance(first, self.real) - distance(self.ground.teacher_features[: len(first)], self.real)
