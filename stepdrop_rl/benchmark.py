@@ -388,7 +388,7 @@ def measure_policy(config: BenchmarkConfig) -> list[Row]:
             seed=config.seed,
             target_nfe=config.target_nfe,
             num_samples=config.num_samples,
-            baselines=[] if others else ["uniform", "quadratic"],
+            baselines=[] if others else ["uniform", "quadratic", "log_snr"],
         )
         arena, contender = make_arena(choice, blocks=choice.blocks)
         outcomes = compare(choice, arena, contender)

@@ -109,7 +109,7 @@ class EvaluateConfig(AgentChoice):
     """
 
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
-    baselines: list[str] = field(default_factory=lambda: ["uniform", "quadratic", "bernoulli"])
+    baselines: list[str] = field(default_factory=lambda: ["uniform", "quadratic", "log_snr", "bernoulli"])
     blocks: int = 5
     tuned: bool = True
     teacher: bool = True

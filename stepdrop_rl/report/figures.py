@@ -19,7 +19,13 @@ from matplotlib.ticker import LogFormatter, ScalarFormatter
 from stepdrop_rl.comparison import Outcome
 from stepdrop_rl.report.images import image_grid
 
-_COLOURS = {"uniform": "#7f7f7f", "quadratic": "#ff7f0e", "bernoulli": "#8c564b", "full": "#2ca02c"}
+_COLOURS = {
+    "uniform": "#7f7f7f",
+    "quadratic": "#ff7f0e",
+    "bernoulli": "#8c564b",
+    "log_snr": "#9467bd",
+    "full": "#2ca02c",
+}
 _LEARNED = "#1f77b4"
 _STYLE: Any = {
     "axes.spines.top": False,
