@@ -70,7 +70,7 @@ def distance(generated: Tensor, real: tuple[Tensor, Tensor]) -> float:
 
 
 class FrechetSlope:
-    """Minus the first variation at the last results of the episode's price bin, as they were when it began."""
+    """Minus the first variation at the last results of the episode's price bin, as when it began."""
 
     def __init__(self, ground: Ground, num_rows: int) -> None:
         self.ground = ground

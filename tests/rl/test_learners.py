@@ -1,4 +1,4 @@
-"""SB3's algorithms behind one adapter: exported policies, first ratios, a problem that must be solved."""
+"""Learning algorithms: exported policies, first ratios, siblings, a problem that must be solved."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,8 @@ import torch
 
 from agents import ALGORITHMS
 from agents.policy import PolicyInfo
+from agents.rloo import advantages, sibling_advantages
+from envs.errors import UserError
 from envs.sb3 import StepDropVecEnv
 
 from .conftest import N
@@ -13,6 +15,7 @@ from .conftest import N
 QUICK = {
     "ppo": {"batch_size": 64, "n_epochs": 4, "learning_rate": 3e-3},
     "a2c": {"learning_rate": 3e-3},
+    "rloo": {"learning_rate": 3e-3, "n_epochs": 4},
     "dqn": {"learning_starts": 64, "batch_size": 64, "train_freq": 1, "gradient_steps": 1},
 }
 
@@ -51,6 +54,9 @@ def test_the_exported_policy_is_the_learned_one(problem, algo):
     if algo == "dqn":
         expected = learner.model.predict(observation.numpy(), deterministic=True)[0]
         assert np.array_equal(policy.probabilities(observation).numpy() > 0.5, expected == 1)
+    elif algo == "rloo":
+        expected = torch.softmax(learner.actor_network(observation), -1)[:, 1]
+        torch.testing.assert_close(policy.probabilities(observation), expected.detach())
     else:
         expected = learner.model.policy.get_distribution(observation).distribution.probs[:, 1]
         torch.testing.assert_close(policy.probabilities(observation), expected.detach())
@@ -81,14 +87,16 @@ def mean_nfe(learner, problem, price):
     return float(core.walk.nfe.double().mean())
 
 
-def test_ppo_learns_not_to_buy_what_costs_too_much(problem):
-    learner, _ = learner_of(problem, "ppo", num_envs=64, prices=(5.0, 5.0))
+@pytest.mark.parametrize("algo", ["ppo", "rloo"])
+def test_it_learns_not_to_buy_what_costs_too_much(problem, algo):
+    learner, _ = learner_of(problem, algo, num_envs=64, prices=(5.0, 5.0))
     learner.learn(64 * (N - 1) * 12, lambda decisions: True)
     assert mean_nfe(learner, problem, 5.0) < 1.2
 
 
-def test_ppo_learns_to_buy_what_is_free(problem):
-    learner, _ = learner_of(problem, "ppo", num_envs=64, prices=(0.0, 0.0), ent_coef=0.0)
+@pytest.mark.parametrize("algo", ["ppo", "rloo"])
+def test_it_learns_to_buy_what_is_free(problem, algo):
+    learner, _ = learner_of(problem, algo, num_envs=64, prices=(0.0, 0.0), ent_coef=0.0)
     before = mean_nfe(learner, problem, 0.0)
     learner.learn(64 * (N - 1) * 25, lambda decisions: True)
     assert mean_nfe(learner, problem, 0.0) > before
@@ -109,3 +117,59 @@ def test_a_stopped_run_stops_between_rollouts(problem):
     learner, _ = learner_of(problem, "ppo")
     learner.learn(10_000, lambda decisions: decisions < 300)
     assert learner.model.num_timesteps == 3 * 16 * (N - 1)  # the first rollout's end past 300
+
+
+# --- siblings -----------------------------------------------------------------------------------
+
+
+def test_advantages_by_hand():
+    rewards = torch.tensor([[1.0], [0.0], [2.0]])
+    values = torch.tensor([[0.5], [1.0], [1.5]])
+    # δ = r + V' − V: 1.5, 0.5, 0.5.
+    torch.testing.assert_close(advantages(rewards, values, 1.0), torch.tensor([[2.5], [1.0], [0.5]]))
+    torch.testing.assert_close(advantages(rewards, values, 0.0), torch.tensor([[1.5], [0.5], [0.5]]))
+    torch.testing.assert_close(advantages(rewards, values, 0.5), torch.tensor([[1.875], [0.75], [0.5]]))
+
+
+def test_what_siblings_share_cancels():
+    own = torch.tensor([[1.0, 3.0, 2.0, 10.0, 11.0, 12.0]])
+    expected = torch.tensor([[1 - 2.5, 3 - 1.5, 2 - 2, 10 - 11.5, 11 - 11, 12 - 10.5]])
+    torch.testing.assert_close(sibling_advantages(own, 3), expected)
+    shared = own + torch.tensor([5.0, 5.0, 5.0, -7.0, -7.0, -7.0])
+    torch.testing.assert_close(sibling_advantages(shared, 3), expected)
+    assert sibling_advantages(own, 1) is own
+
+
+def test_siblings_share_image_and_price_and_nothing_else(problem):
+    learner, _ = learner_of(problem, "rloo", num_envs=16, group=4)
+    learner.learn(1, lambda decisions: True)
+    images = learner.core.images.reshape(4, 4)
+    prices = learner.core.walk.price.reshape(4, 4)
+    assert bool((images == images[:, :1]).all())
+    assert bool((prices == prices[:, :1]).all())
+    assert len(set(prices[:, 0].tolist())) == 4
+    taken = learner.core.walk.evaluated.reshape(4, 4, -1)
+    assert any(not bool((group == group[0]).all()) for group in taken)
+
+
+def test_rloo_resumes_exactly(problem):
+    one, _ = learner_of(problem, "rloo", num_envs=16, reward={"neighbour": 1.0})
+    one.learn(16 * (N - 1) * 6, lambda decisions: True)
+    other, _ = learner_of(problem, "rloo", num_envs=16, reward={"neighbour": 1.0})
+    total = 16 * (N - 1) * 6
+    other.learn(total, lambda decisions: decisions < total // 2)
+    resumed, _ = learner_of(problem, "rloo", num_envs=16, reward={"neighbour": 1.0}, seed=5)
+    resumed.load_state(other.state())
+    assert resumed.num_decisions == total // 2
+    resumed.learn(total, lambda decisions: True)
+    for (name, a), b in zip(
+        one.actor_network.state_dict().items(), resumed.actor_network.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+def test_rloo_refuses_what_it_cannot_use(problem):
+    with pytest.raises(UserError, match="did you mean 'group'"):
+        learner_of(problem, "rloo", groups=3)
+    with pytest.raises(UserError, match="must be a multiple of the group"):
+        learner_of(problem, "rloo", num_envs=16, group=3)
