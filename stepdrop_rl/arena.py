@@ -183,7 +183,7 @@ def make_arena(
     if config.solver is not None:
         SOLVERS[config.solver]
     device = device_of(resolve_device(config.device), world.local_rank)
-    model = load_model(config.model or config.data.name, device)
+    model = load_model(config.model or config.data.name, device, precision=config.precision)
     nfe = config.target_nfe or DEFAULT_NFE
     budget = budget_of(model, nfe, config.num_decisions)
     agent = make_agent(config.policy, budget, model=model, solver=config.solver)

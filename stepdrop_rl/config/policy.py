@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from stepdrop_rl.config.common import CommonConfig, require, require_minutes
+from stepdrop_rl.config.common import CommonConfig, Precision, require, require_minutes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +110,7 @@ class AgentChoice(CommonConfig):
         num_decisions: N, points of the decision grid, for agents that bring none.
         num_samples: Images to draw.
         batch_size: Images in one batch.
+        precision: Of the network; auto is bfloat16 on CUDA, else float32. The trajectory is float32 always.
     """
 
     model: str | None = None
@@ -121,6 +122,7 @@ class AgentChoice(CommonConfig):
     num_decisions: int = 24
     num_samples: int = 2560
     batch_size: int = 256
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
