@@ -3,6 +3,9 @@
 Importing the package registers the environment, so ``gymnasium.make("stepdrop_rl:StepDrop-v0")`` works.
 """
 
+import importlib
+from typing import Any
+
 import gymnasium
 
 __version__ = "0.1.0"
@@ -14,3 +17,15 @@ gymnasium.register(
     entry_point="stepdrop_rl.environment:make_single",
     vector_entry_point="stepdrop_rl.environment:make_vector",
 )
+
+_LAZY = {
+    "StepDropScheduler": "stepdrop_rl.integrations.scheduler",
+    "StepDropPipeline": "stepdrop_rl.integrations.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What diffusers looks for here by name when it loads a saved pipeline; imported on use."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'stepdrop_rl' has no attribute '{name}'")
+    return getattr(importlib.import_module(_LAZY[name]), name)

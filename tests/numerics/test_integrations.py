@@ -1,0 +1,103 @@
+"""Inside diffusers: a schedule in DDPMPipeline draws what the engine draws, and what is saved is loaded."""
+
+import pytest
+import torch
+from diffusers import DDPMPipeline
+
+import stepdrop_rl
+from agents.fixed import FixedSchedule
+from envs.errors import UserError
+from envs.philox import Role, Stream, normal
+from stepdrop_rl.diffusion import CLEAN
+from stepdrop_rl.engine import Engine
+from stepdrop_rl.integrations.pipeline import StepDropPipeline
+from stepdrop_rl.integrations.scheduler import StepDropScheduler
+from stepdrop_rl.models.unet import load_model
+from stepdrop_rl.policies import find_policy, load_policy
+from stepdrop_rl.solvers import SOLVERS
+
+TIMES = [960.0, 812.5, 500.25, 200.0, 40.0]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("digits")
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if not SOLVERS.load(name)().stochastic])
+@pytest.mark.parametrize("told", [None, [950.0, 800.0, 505.5, 210.0, 30.0]])
+def test_step_by_step_it_is_the_engine(model, solver, told):
+    scheduler = StepDropScheduler.of(model, TIMES, solver, network_times=told)
+    x = normal((1, 8, 8), seed=3, role=Role.EVALUATION, stream=Stream.INITIAL, image=torch.arange(4))
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(model.denoiser.network(x, t).sample, t, x).prev_sample
+    times = torch.tensor(TIMES, dtype=torch.float64)
+    agent = FixedSchedule("s", times, network_times=None if told is None else torch.tensor(told).double())
+    engine = Engine(
+        denoiser=model.denoiser, solver=SOLVERS.load(solver)(), times=times, seed=3, role=Role.EVALUATION
+    )
+    torch.testing.assert_close(x, engine.sample(agent, 4).images, rtol=0, atol=2e-5)
+
+
+def test_in_a_pipeline_it_calls_the_network_once_a_time_and_survives_saving(model, tmp_path):
+    pipeline = DDPMPipeline(model.denoiser.network, StepDropScheduler.of(model, TIMES, "ddpm"))
+    pipeline.set_progress_bar_config(disable=True)
+    calls = []
+    handle = pipeline.unet.register_forward_hook(lambda *args: calls.append(1))
+    first = pipeline(2, generator=torch.Generator().manual_seed(1), output_type="np").images
+    handle.remove()
+    assert len(calls) == len(TIMES)
+    pipeline.save_pretrained(tmp_path)
+    loaded = DDPMPipeline.from_pretrained(tmp_path, low_cpu_mem_usage=False)
+    assert type(loaded.scheduler) is StepDropScheduler is stepdrop_rl.StepDropScheduler
+    loaded.set_progress_bar_config(disable=True)
+    again = loaded(2, generator=torch.Generator().manual_seed(1), output_type="np").images
+    assert (first == again).all()
+    assert list(loaded.scheduler.config.times) == TIMES
+
+
+def test_the_scheduler_refuses_what_cannot_be(model):
+    with pytest.raises(UserError, match="descend"):
+        StepDropScheduler(times=[5.0, 6.0])
+    with pytest.raises(UserError, match="as many as times"):
+        StepDropScheduler(times=[6.0, 5.0], network_times=[1.0])
+    with pytest.raises(UserError, match="did you mean 'ddim'"):
+        StepDropScheduler(times=[6.0, 5.0], solver="dim")
+    scheduler = StepDropScheduler(times=[900.0])
+    x = torch.randn(1, 1, 2, 2)
+    scheduler.step(x, 900, x)
+    with pytest.raises(UserError, match="at its end"):
+        scheduler.step(x, 900, x)
+    assert CLEAN < 0
+
+
+def test_noise_is_added_as_the_forward_process_does(model):
+    scheduler = StepDropScheduler.of(model, TIMES)
+    x0, eps = torch.randn(2, 3, 1, 8, 8)
+    t = torch.tensor([0.0, 500.5, 999.0])
+    alpha, sigma = (v.float().reshape(-1, 1, 1, 1) for v in model.denoiser.schedule.alpha_sigma(t))
+    torch.testing.assert_close(scheduler.add_noise(x0, eps, t), alpha * x0 + sigma * eps)
+
+
+def test_a_policy_in_a_pipeline_spends_its_budget_and_survives_saving(model, tmp_path):
+    pipeline = StepDropPipeline.of(model, load_policy(find_policy("ppo", "digits")))
+    result = pipeline(batch_size=64, seed=2, price=0.02, output_type="np")
+    assert result.images.shape == (64, 8, 8, 1)
+    assert 0 <= result.images.min() < result.images.max() <= 1
+    assert len(set(result.nfe)) > 1
+    assert 3 < sum(result.nfe) / 64 < 7
+    pipeline.save_pretrained(tmp_path)
+    loaded = StepDropPipeline.from_pretrained(tmp_path, low_cpu_mem_usage=False)
+    again = loaded(batch_size=64, seed=2, price=0.02, output_type="np")
+    assert (again.images == result.images).all()
+    assert again.nfe == result.nfe
+    picture = loaded(batch_size=1, price=0.02).images[0]
+    assert picture.size == (8, 8)
+    with pytest.raises(UserError, match="not both"):
+        loaded(price=0.02, target_nfe=5)
+
+
+def test_what_is_not_there_is_said():
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = stepdrop_rl.nothing
