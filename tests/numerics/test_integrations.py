@@ -1,5 +1,8 @@
 """Inside diffusers: a schedule in DDPMPipeline draws what the engine draws, and what is saved is loaded."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import DDPMPipeline
@@ -101,3 +104,13 @@ def test_a_policy_in_a_pipeline_spends_its_budget_and_survives_saving(model, tmp
 def test_what_is_not_there_is_said():
     with pytest.raises(AttributeError, match="nothing"):
         _ = stepdrop_rl.nothing
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_examples_of_the_docs_run(number, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "diffusers.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks[number], "docs/diffusers.md", "exec"), {})
+    assert (tmp_path / ("digits-in-five" if number == 0 else "first.png")).exists()
