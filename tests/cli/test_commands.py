@@ -92,6 +92,8 @@ def test_train_policy_then_evaluate_then_resume(capsys):
         "uniform*",
         "quadratic",
         "quadratic*",
+        "log_snr",
+        "log_snr*",
         "bernoulli",
         "full",
     ]
