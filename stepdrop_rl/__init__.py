@@ -21,11 +21,12 @@ gymnasium.register(
 _LAZY = {
     "StepDropScheduler": "stepdrop_rl.integrations.scheduler",
     "StepDropPipeline": "stepdrop_rl.integrations.pipeline",
+    "from_diffusers": "stepdrop_rl.integrations.importing",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """What diffusers looks for here by name when it loads a saved pipeline; imported on use."""
+    """What works with diffusers, and what it looks for here when it loads a saved pipeline; on use."""
     if name not in _LAZY:
         raise AttributeError(f"module 'stepdrop_rl' has no attribute '{name}'")
     return getattr(importlib.import_module(_LAZY[name]), name)

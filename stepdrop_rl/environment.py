@@ -30,6 +30,7 @@ from stepdrop_rl.solvers import SOLVERS
 from stepdrop_rl.teacher import TeacherBank, load_bank
 
 DEFAULT_MODEL = "digits"
+NUM_REAL = 4096  # real images that rewards compare with, at most: every evaluation looks at all of them
 
 
 def decision_grid(model: Model, num_decisions: int) -> Tensor:
@@ -92,17 +93,7 @@ def make_world(config: EnvConfig, *, model: Model, data: DataConfig | None = Non
     device = model.denoiser.schedule.device
     times = decision_grid(model, config.num_decisions).to(device)
     bank = load_bank(model, config.solver, steps=config.teacher_steps, size=config.bank_size, device=device)
-    extractor = load_extractor("reward", model.info.dataset).to(device).eval().requires_grad_(False)
-    real = to_float(load_data(data_of(model, data), "train").images).to(device)
-    with torch.no_grad():
-        ground = Ground(
-            features=extractor,
-            real=_in_batches(extractor, real),
-            teacher=bank.teacher,
-            teacher_features=_in_batches(extractor, bank.teacher),
-            first=bank.first,
-            prices=config.prices,
-        )
+    ground = _ground(config, model, bank, data)
     projection = None
     if config.num_features:
         if config.num_features > model.denoiser.num_features:
@@ -112,6 +103,34 @@ def make_world(config: EnvConfig, *, model: Model, data: DataConfig | None = Non
             )
         projection = feature_projection(model.denoiser, bank, times, config.num_features)
     return World(model, config, times, bank, ground, projection)
+
+
+def _ground(config: EnvConfig, model: Model, bank: TeacherBank, data: DataConfig | None) -> Ground:
+    """What the rewards stand on; without features and real images where no reward looks at them."""
+    device = bank.teacher.device
+    if not any(REWARDS.load(name).needs_features for name in config.reward):
+        nothing = torch.empty(0, 0, device=device)
+        return Ground(
+            features=lambda x: x.new_empty(len(x), 0),
+            real=nothing,
+            teacher=bank.teacher,
+            teacher_features=nothing,
+            first=bank.first,
+            prices=config.prices,
+        )
+    extractor = load_extractor("reward", model.info.dataset).to(device).eval().requires_grad_(False)
+    images = load_data(data_of(model, data), "train").images
+    if len(images) > NUM_REAL:
+        images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:NUM_REAL]]
+    with torch.no_grad():
+        return Ground(
+            features=extractor,
+            real=_in_batches(extractor, to_float(images).to(device)),
+            teacher=bank.teacher,
+            teacher_features=_in_batches(extractor, bank.teacher),
+            first=bank.first,
+            prices=config.prices,
+        )
 
 
 def _in_batches(extractor: torch.nn.Module, images: Tensor, size: int = 512) -> Tensor:

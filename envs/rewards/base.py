@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -60,7 +60,12 @@ class Candidates:
 
 
 class Term(Protocol):
-    """One score. ``begin`` and ``end`` frame episodes as in :class:`envs.protocols.QualityScore`."""
+    """One score. ``begin`` and ``end`` frame episodes as in :class:`envs.protocols.QualityScore`.
+
+    ``needs_features`` tells whether it looks at features and real images.
+    """
+
+    needs_features: ClassVar[bool]
 
     def __init__(self, ground: Ground, num_rows: int) -> None: ...
 
@@ -88,6 +93,8 @@ class Term(Protocol):
 
 class Stateless:
     """The half of a :class:`Term` that keeps nothing between episodes."""
+
+    needs_features: ClassVar[bool] = True
 
     def __init__(self, ground: Ground, num_rows: int) -> None:
         del num_rows

@@ -16,6 +16,7 @@ Shapes: R candidates, N real, G generated; F features.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -116,6 +117,8 @@ class GeneratedSet:
 
 class _AgainstGenerated:
     """A score that compares nearness to real images with nearness to generated ones."""
+
+    needs_features: ClassVar[bool] = True
 
     def __init__(self, ground: Ground, num_rows: int) -> None:
         self.ground = ground

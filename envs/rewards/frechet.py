@@ -14,7 +14,7 @@ Shapes: R candidates; F features; G generated.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,6 +71,8 @@ def distance(generated: Tensor, real: tuple[Tensor, Tensor]) -> float:
 
 class FrechetSlope:
     """Minus the first variation at the last results of the episode's price bin, as when it began."""
+
+    needs_features: ClassVar[bool] = True
 
     def __init__(self, ground: Ground, num_rows: int) -> None:
         self.ground = ground

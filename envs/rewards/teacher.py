@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,8 @@ class TeacherDistance(Stateless):
 
 class PixelDistance(TeacherDistance):
     """Minus the root mean square pixel distance to the teacher's result."""
+
+    needs_features: ClassVar[bool] = False
 
     def score(self, candidates: Candidates) -> Tensor:
         """(R,), 0 at best; pixels in [−1, 1]."""

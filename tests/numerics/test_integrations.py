@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from gymnasium.utils.env_checker import check_env
 
 import stepdrop_rl
 from agents.fixed import FixedSchedule
@@ -110,7 +111,60 @@ def test_what_is_not_there_is_said():
 def test_the_examples_of_the_docs_run(number, tmp_path, monkeypatch):
     text = (Path(__file__).parents[2] / "docs" / "diffusers.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3  # the last one needs a pipeline of yours
     monkeypatch.chdir(tmp_path)
     exec(compile(blocks[number], "docs/diffusers.md", "exec"), {})
     assert (tmp_path / ("digits-in-five" if number == 0 else "first.png")).exists()
+
+
+def saved_pipeline(folder, **scheduler):
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        layers_per_block=1,
+    )
+    DDPMPipeline(unet, DDPMScheduler(**scheduler)).save_pretrained(folder)
+    return unet
+
+
+def test_a_foreign_u_net_is_an_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEPDROP_CACHE", str(tmp_path / "cache"))
+    unet = saved_pipeline(tmp_path / "theirs", beta_schedule="squaredcos_cap_v2")
+    env = stepdrop_rl.from_diffusers(tmp_path / "theirs", bank_size=32, teacher_steps=6, num_decisions=5)
+    check_env(env, skip_render_check=True)
+    env.reset(seed=1)
+    total = sum(env.step(1)[1] for _ in range(4))
+    assert total == total  # a number
+    network = env.core.walk.process.denoiser.network
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 900.0])
+    assert torch.equal(network(x, t).sample, unet.eval()(x, t).sample)
+    assert env.core.walk.process.schedule.name == "cosine"
+
+
+@pytest.mark.parametrize(
+    "scheduler, said",
+    [
+        ({"beta_schedule": "sigmoid"}, "noise schedule 'sigmoid'"),
+        ({"beta_schedule": "linear", "beta_end": 0.05}, "linear from 0.0001 to 0.05"),
+        ({"beta_schedule": "linear", "prediction_type": "sample"}, "predict 'sample'"),
+    ],
+)
+def test_what_we_have_no_mathematics_for_is_refused(tmp_path, scheduler, said):
+    saved_pipeline(tmp_path, **scheduler)
+    with pytest.raises(UserError, match=said):
+        stepdrop_rl.from_diffusers(tmp_path)
+
+
+def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
+    with pytest.raises(UserError, match="cannot read"):
+        stepdrop_rl.from_diffusers(tmp_path)
+    saved_pipeline(tmp_path)
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="does not hold a UNet2DModel"):
+        stepdrop_rl.from_diffusers(tmp_path)
