@@ -198,6 +198,7 @@ def measure_pipeline(config: BenchmarkConfig) -> list[Row]:
     from envs.errors import UserError
     from stepdrop_rl.device import resolve_device
     from stepdrop_rl.engine import Engine
+    from stepdrop_rl.integrations.samplers import betas
     from stepdrop_rl.models.unet import load_model
     from stepdrop_rl.solvers import SOLVERS
 
@@ -208,7 +209,7 @@ def measure_pipeline(config: BenchmarkConfig) -> list[Row]:
         network = model.denoiser.network
         if not isinstance(network, UNet2DModel) or model.info.prediction != "epsilon":
             raise UserError("the pipeline's comparison needs a plain UNet2DModel that predicts epsilon")
-        scheduler = DDIMScheduler(trained_betas=_betas(model.denoiser.schedule.alpha_bar), clip_sample=True)
+        scheduler = DDIMScheduler(trained_betas=betas(model.denoiser.schedule.alpha_bar), clip_sample=True)
         pipeline = DDIMPipeline(
             load_model(config.model or config.data.name, device).denoiser.network, scheduler
         )
@@ -240,14 +241,6 @@ def measure_pipeline(config: BenchmarkConfig) -> list[Row]:
             }
         )
     return [*rows, _proportional(config, model.denoiser)]
-
-
-def _betas(alpha_bar: torch.Tensor) -> Any:
-    """β of a noise schedule, as diffusers wants it."""
-    import torch
-
-    before = torch.cat((alpha_bar.new_ones(1), alpha_bar[:-1]))
-    return (1 - alpha_bar / before).cpu().float().numpy()
 
 
 def _proportional(config: BenchmarkConfig, denoiser: Any) -> Row:

@@ -27,6 +27,7 @@ COMMANDS: dict[str, type] = {
     "evaluate": config.EvaluateConfig,
     "search": config.SearchConfig,
     "sample": config.SampleConfig,
+    "sampler_table": config.SamplerTableConfig,
     "reference": config.ReferenceConfig,
     "check_judge": config.CheckJudgeConfig,
     "benchmark": config.BenchmarkConfig,

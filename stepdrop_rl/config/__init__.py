@@ -19,6 +19,7 @@ from stepdrop_rl.config.judging import (
     EvaluateConfig,
     MetricsConfig,
     ReferenceConfig,
+    SamplerTableConfig,
     TrainExtractorConfig,
 )
 from stepdrop_rl.config.policy import AgentChoice, EnvConfig, SampleConfig, SearchConfig, TrainPolicyConfig
@@ -38,6 +39,7 @@ __all__ = [
     "Prediction",
     "ReferenceConfig",
     "SampleConfig",
+    "SamplerTableConfig",
     "ScheduleConfig",
     "SearchConfig",
     "SkipAwareConfig",

@@ -163,3 +163,40 @@ class BenchmarkConfig(CommonConfig):
         super().__post_init__()
         for name in ("num_envs", "batch_size", "repeats", "training_seeds"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerTableConfig(CommonConfig):
+    """Compare all solvers and spacings at several budgets.
+
+    Args:
+        model: Name of a shipped model, or the folder of one (default: the data set's).
+        solvers: Names in the solver registry (empty: all).
+        schedules: Fixed spacings.
+        nfe: Evaluations per image.
+        diffusers: Also diffusers' own samplers, on their own grids.
+        num_samples: Images per cell.
+        precision: Of the network.
+        metrics: Who judges.
+        report: Markdown file of the table.
+        figure: PNG file of the curves.
+    """
+
+    model: str | None = None
+    solvers: list[str] = field(default_factory=list)
+    schedules: list[str] = field(
+        default_factory=lambda: ["uniform", "trailing", "quadratic", "log_snr", "karras"]
+    )
+    nfe: list[int] = field(default_factory=lambda: [4, 5, 6, 8, 10, 15, 20])
+    diffusers: bool = True
+    num_samples: int = 1024
+    precision: Precision = "auto"
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    report: str | None = None
+    figure: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.nfe) and min(self.nfe) >= 2, f"nfe needs budgets of at least 2, not {self.nfe}")
+        require(bool(self.schedules), "sampler_table needs schedules")
+        require(self.num_samples >= 32, f"num_samples must be at least 32, not {self.num_samples}")

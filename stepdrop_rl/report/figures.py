@@ -5,6 +5,7 @@ Shapes: M = images; N = points of a grid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,6 +66,34 @@ def quality_against_nfe(
         axes.set_ylabel(f"{distance} (lower is better)")
         axes.set_title(f"{dataset}: {num_images:,} images per point, same noise", loc="left", fontsize=10)
         axes.legend(frameon=False)
+    return figure
+
+
+def sampler_curves(rows: Sequence[Mapping[str, Any]], distance: str, title: str) -> Figure:
+    """Distance over evaluations: the best spacing of every solver, thick, and the others thin."""
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in rows:
+        curves.setdefault(row["solver"], {}).setdefault(row["schedule"], []).append(
+            (row["nfe"], row[distance])
+        )
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
+        for number, (solver, schedules) in enumerate(curves.items()):
+            shade = plt.get_cmap("tab20")(number % 20)
+            best = min(schedules, key=lambda name: sum(math.log(value) for _, value in schedules[name]))
+            for schedule, points in schedules.items():
+                nfe, value = zip(*points, strict=True)
+                if schedule == best:
+                    style = "--" if ":" in solver else "-"
+                    axes.plot(nfe, value, style, color=shade, linewidth=1.8, label=f"{solver}, {schedule}")
+                else:
+                    axes.plot(nfe, value, color=shade, linewidth=0.5, alpha=0.4)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.set_xlabel("network evaluations per image")
+        axes.set_ylabel(f"{distance} (lower is better)")
+        axes.set_title(title, loc="left", fontsize=9)
+        axes.legend(frameon=False, fontsize=7, ncols=2)
     return figure
 
 
