@@ -1,4 +1,7 @@
-"""diffusers' own schedulers as rivals: on their regular grids, from our noise, every network call counted.
+"""diffusers' own schedulers as rivals: on regular grids, from our noise, every network call counted.
+
+The schedulers that take times of our choice get even ones between the model's ends, rounded; the others keep
+their own, from T − 1 down.
 
 Shapes: B images (B, C, H, W).
 """
@@ -39,6 +42,9 @@ SAMPLERS: dict[str, tuple[type[Any], dict[str, Any], Callable[[int], int]]] = {
 }
 
 
+_TAKES_TIMES = ("diffusers:dpm++2m", "diffusers:dpm++2s", "diffusers:heun")
+
+
 def betas(alpha_bar: Tensor) -> Any:
     """β of a noise schedule, as diffusers wants it."""
     before = torch.cat((alpha_bar.new_ones(1), alpha_bar[:-1]))
@@ -66,7 +72,11 @@ def draw(
             prediction_type=model.info.prediction,
             **settings,
         )
-        scheduler.set_timesteps(max(steps, 1))
+        if name in _TAKES_TIMES:
+            even = torch.linspace(model.info.t_start, model.info.t_end, max(steps, 1))
+            scheduler.set_timesteps(timesteps=even.round().long().tolist())
+        else:
+            scheduler.set_timesteps(max(steps, 1))
         x = normal(denoiser.shape, seed=seed, role=Role.EVALUATION, stream=Stream.INITIAL, image=ids)
         x = x * float(scheduler.init_noise_sigma)
         calls = 0
