@@ -1,0 +1,14 @@
+"""What ``python -m stepdrop_rl.benchmark`` can measure. A new part is a module and a line here."""
+
+from envs.registry import Registry
+
+PARTS = Registry(
+    "part",
+    {
+        "environment": "stepdrop_rl.benchmarks.environment:measure_environment",
+        "engine": "stepdrop_rl.benchmarks.engine:measure_engine",
+        "pipeline": "stepdrop_rl.benchmarks.pipeline:measure_pipeline",
+        "training": "stepdrop_rl.benchmarks.training:measure_training",
+        "policy": "stepdrop_rl.benchmarks.policy:measure_policy",
+    },
+)
