@@ -27,9 +27,9 @@ from stepdrop_rl.weights import PathLike, content_hash, load_tensors, load_weigh
 BATCH_SIZE = 256
 DISK_CACHE_FROM = 10_000  # images; the features of fewer are made in a moment
 OUR_JUDGES = ("digits", "mnist")  # handwriting says little to a network that knows photographs
-SHIPPED_FEATURES = 4096  # of real images, for KID, precision and recall; statistics are of all
+REFERENCE_FEATURES = 4096  # of real images, for KID, precision and recall; statistics are of all
 STANDARDISING = 10_000  # training images that give the features of a foreign classifier their units
-_VERSION = 1  # of what is stored; a change of the meaning of features changes it
+_VERSION = 2  # of what is stored; a change of the meaning of features changes it
 
 _references: dict[str, Reference] = {}
 
@@ -84,7 +84,7 @@ def _read_cached(path: Path, extractor: str) -> Reference | None:
     try:
         stored = load_tensors(path)
         moments = {"mu": stored["mu"].numpy(), "sigma": stored["sigma"].numpy()}
-        return Reference(extractor, stored["features"], moments)
+        return Reference(extractor, stored["features"], moments, int(stored["counted"]))
     except (UserError, KeyError):  # missing, damaged or of another make: it is only a cache
         return None
 
@@ -92,7 +92,8 @@ def _read_cached(path: Path, extractor: str) -> Reference | None:
 def _write_cached(path: Path, reference: Reference) -> None:
     moments = {name: torch.from_numpy(value) for name, value in reference.statistics.items()}
     try:
-        save_tensors(path, {"features": reference.features, **moments})
+        counted = torch.tensor(reference.num_images)
+        save_tensors(path, {"features": reference.features, "counted": counted, **moments})
     except UserError:  # nowhere to write: computed again next time
         return
 
@@ -117,7 +118,8 @@ def make_reference(
     reference = _read_cached(path, extractor.name) if path else None
     if reference is None:
         features, _ = gather(images, extractor, batch_size)
-        reference = Reference(extractor.name, features, statistics(features))
+        kept = features[:REFERENCE_FEATURES].clone()
+        reference = Reference(extractor.name, kept, statistics(features), len(features))
         if path:
             _write_cached(path, reference)
     _references[key] = reference
@@ -136,7 +138,7 @@ def save_reference(
     tensors = {
         "mu": torch.from_numpy(reference.statistics["mu"]).float(),
         "sigma": sigma[rows, columns],
-        "features": reference.features[:SHIPPED_FEATURES].half(),
+        "features": reference.features.half(),
     }
     identity = {"extractor": extractor.name, "extractor_hash": extractor.content_hash}
     save_weights(

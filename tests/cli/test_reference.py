@@ -45,7 +45,8 @@ def test_a_reference_of_other_weights_is_not_used(tmp_path):
 
 
 def test_only_the_first_features_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(reference, "SHIPPED_FEATURES", 100)
+    monkeypatch.setattr(reference, "REFERENCE_FEATURES", 100)
+    monkeypatch.setattr(reference, "_references", {})
     assert call("--metrics.extractor", "judge", "--output", str(tmp_path)) == 0
     kept = read_reference(tmp_path, load_extractor("judge"))
     assert (len(kept.features), kept.num_images) == (100, 599)
