@@ -19,10 +19,20 @@ from torch import Tensor, nn
 
 from agents.policy import LearnedPolicy, PolicyInfo
 from envs.errors import UserError
+from envs.observation import ENTRIES
 from envs.registry import unknown_name
 from envs.sb3 import StepDropVecEnv
 
 _WIDTHS = (64, 64)
+
+_TIME = ("position", "lam", "log_price")
+SIGHTS: dict[str, tuple[str, ...] | None] = {
+    "sample": None,
+    "schedule": (*_TIME, "lam_since_anchor", "evaluations"),
+    "time": _TIME,
+}
+"""What the policy may see: everything; its own schedule so far, but nothing that the sample shows (a mixture
+of whole schedules); or where it stands alone (a probability per timestep). The critic sees everything."""
 
 
 def _network(inputs: int, outputs: int, gain: float) -> nn.Sequential:
@@ -84,6 +94,7 @@ class RLOOLearner:
         "ent_coef": 0.001,
         "max_grad_norm": 0.5,
         "initial_nfe": 5.0,
+        "sees": "sample",
     }
 
     def __init__(
@@ -116,10 +127,26 @@ class RLOOLearner:
         assert isinstance(last, nn.Linear)
         with torch.no_grad():
             last.bias.copy_(torch.tensor([0.0, math.log(rate / (1 - rate))]))
+        self._blind(str(h["sees"]))
         parameters = [*self.actor_network.parameters(), *self.critic.parameters()]
         self.optimizer = torch.optim.Adam(parameters, lr=h["learning_rate"], eps=1e-5)
         self.num_decisions = 0
         self.core.quality.reset(seed)
+
+    def _blind(self, sees: str) -> None:
+        """Let the policy see no more than it may: weights of the other entries are 0 and stay 0."""
+        if sees not in SIGHTS:
+            raise unknown_name("sees", sees, SIGHTS)
+        names = SIGHTS[sees]
+        if names is None:
+            return
+        first = self.actor_network[0]
+        assert isinstance(first, nn.Linear)
+        mask = torch.zeros_like(first.weight)
+        mask[:, [i for i, entry in enumerate(ENTRIES) if entry.name in names]] = 1.0
+        with torch.no_grad():
+            first.weight.mul_(mask)
+        first.weight.register_hook(lambda gradient: gradient * mask)
 
     def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:
         """Learn until ``decisions`` in all; ``go_on`` hears the count before each round and may end it."""

@@ -168,8 +168,23 @@ def test_rloo_resumes_exactly(problem):
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("sees, entries", [("schedule", {0, 1, 2, 3, 4}), ("time", {0, 1, 4})])
+def test_a_policy_sees_no_more_than_it_may(problem, sees, entries):
+    learner, _ = learner_of(problem, "rloo", sees=sees)
+    learner.learn(16 * (N - 1) * 3, lambda decisions: True)
+    policy = learner.policy(info_of(problem, learner, "rloo"))
+    base = torch.rand(50, 10, generator=torch.Generator().manual_seed(0))
+    for entry in range(10):
+        other = base.clone()
+        other[:, entry] = torch.rand(50)
+        same = torch.equal(policy.probabilities(base), policy.probabilities(other))
+        assert same == (entry not in entries), entry
+
+
 def test_rloo_refuses_what_it_cannot_use(problem):
     with pytest.raises(UserError, match="did you mean 'group'"):
         learner_of(problem, "rloo", groups=3)
+    with pytest.raises(UserError, match="did you mean 'sample'"):
+        learner_of(problem, "rloo", sees="samples")
     with pytest.raises(UserError, match="must be a multiple of the group"):
         learner_of(problem, "rloo", num_envs=16, group=3)
