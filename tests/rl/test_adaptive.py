@@ -1,0 +1,57 @@
+"""Skipping by predicted error: thresholds by hand, budgets that are kept."""
+
+import pytest
+import torch
+
+from agents import BASELINES
+from agents.adaptive import Adaptive, calibrated
+from agents.base import Budget
+from envs.observation import ENTRIES
+from stepdrop_rl.arena import make_arena
+from stepdrop_rl.config import AgentChoice
+
+COLUMN = {entry.name: number for number, entry in enumerate(ENTRIES)}
+
+
+def seen(**entries):
+    row = torch.zeros(1, len(ENTRIES))
+    for name, value in entries.items():
+        row[0, COLUMN[name]] = value
+    return row
+
+
+def test_it_evaluates_where_the_error_reaches_the_tolerance():
+    agent = BASELINES.load("adaptive_error")(Budget(5, 960.0, 20.0, 20))
+    agent.tolerance = 0.3
+    for error, expected in ((0.29, 0.0), (0.3, 1.0), (0.5, 1.0)):
+        assert float(agent.probabilities(seen(evaluations=2 / 20, disagreement=error))) == expected
+    change = BASELINES.load("adaptive_change")(Budget(5, 960.0, 20.0, 20))
+    change.tolerance = 0.3
+    for rate, expected in ((0.7, 0.0), (0.8, 1.0)):
+        row = seen(evaluations=2 / 20, x0_rate=rate, lam_since_anchor=0.4)
+        assert float(change.probabilities(row)) == expected
+
+
+def test_after_one_evaluation_it_waits_for_an_even_share():
+    agent = BASELINES.load("adaptive_error")(Budget(5, 960.0, 20.0, 20))
+    for since, expected in ((0.19, 0.0), (0.21, 1.0)):
+        assert float(agent.probabilities(seen(evaluations=1 / 20, lam_since_anchor=since))) == expected
+    once = BASELINES.load("adaptive_error")(Budget(1, 960.0, 20.0, 20))
+    assert float(once.probabilities(seen(evaluations=1 / 20, lam_since_anchor=1.0))) == 0
+
+
+def test_the_tolerance_is_the_smallest_that_keeps_to_the_budget():
+    agent = Adaptive("a", lambda o: o[:, 0], Budget(5, 960.0, 20.0, 20))
+    calibrated(agent, lambda one: 20 / (1 + 2 * one.tolerance))  # 5 where the tolerance is 1.5
+    assert agent.tolerance == pytest.approx(1.5, rel=1e-3)
+    assert agent.tolerance >= 1.5
+
+
+@pytest.mark.parametrize("name", ["adaptive_error", "adaptive_change"])
+@pytest.mark.parametrize("nfe", [4, 8])
+def test_on_a_model_it_spends_its_budget_and_looks_at_the_sample(name, nfe):
+    arena, contender = make_arena(AgentChoice(policy=name, target_nfe=nfe, solver="multistep"), blocks=2)
+    samples = arena.engine(contender.agent).sample(contender.agent, 512)
+    mean = float(samples.nfe.double().mean())
+    assert 0.85 * nfe < mean < 1.05 * nfe
+    assert len(samples.evaluated.unique(dim=0)) > 10  # not one schedule for all
