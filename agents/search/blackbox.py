@@ -1,8 +1,8 @@
 """A plain search on the distance itself: an evolution strategy over the times.
 
 The schedule starts at the model's start; its other times are free, the last one too. Gaps in lam are searched
-in their logarithm by (1 + λ)-steps with a shrinking width around the best so far; all candidates draw the same
-noise.
+in their logarithm by (1 + λ)-steps with a shrinking width around the best so far; all candidates draw the
+same noise.
 """
 
 from __future__ import annotations
