@@ -18,6 +18,7 @@ from agents import ALGORITHMS, BASELINES
 from agents.adaptive import Adaptive, calibrated
 from agents.base import Agent, Budget
 from agents.fixed import FixedSchedule
+from agents.planned import Planned
 from agents.policy import LearnedPolicy
 from envs.errors import UserError
 from envs.philox import Role
@@ -211,7 +212,7 @@ def make_arena(
 def _solver_of(agent: Agent, asked: str | None) -> str:
     """The solver that goes with an agent: its own, or the one asked for."""
     own = agent.info.solver if isinstance(agent, LearnedPolicy) else None
-    if isinstance(agent, FixedSchedule):
+    if isinstance(agent, FixedSchedule | Planned):
         own = agent.solver
     name = own or asked or DEFAULT_SOLVER
     SOLVERS[name]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from agents.base import Agent
 from agents.fixed import FixedSchedule
+from agents.planned import Planned
 from envs.observation import Grid, observe
 from envs.philox import Role, Stream, uniform
 from envs.protocols import Evidence
@@ -181,27 +182,32 @@ class _Slots:
         # A fixed schedule needs no coin, and its samples walk in step: the host knows where they are.
         self.in_step = isinstance(agent, FixedSchedule)
         self._step = 0
+        # Whole schedules are known when a sample begins.
+        self.plan = torch.zeros_like(self.evaluated) if isinstance(agent, Planned) else None
 
     def fill(self, rows: Tensor, ids: Tensor) -> None:
         """Start these images in these slots."""
         if not len(rows):
             return
         self.ids[rows] = ids
-        self.point[rows] = 0
         self.evaluated[rows] = False
         times = self.grid.times
-        self.process.start(rows, ids, times[:1].expand(len(rows)))
+        self.point[rows] = 0
+        if self.plan is not None:
+            assert isinstance(self.agent, Planned)
+            self.plan[rows] = self.agent.plan(ids, self._coins(ids, times[:1].expand(len(ids))))
+            self.point[rows] = self.plan[rows].to(torch.uint8).argmax(1)
+        self.process.start(rows, ids, times[self.point[rows]])
         self._step = 0
-        if not (self.in_step or self.engine.mode):
-            flat = uniform(
-                1,
-                seed=self.engine.seed,
-                role=self.engine.role,
-                stream=Stream.DECISION,
-                image=ids.repeat_interleave(len(times)),
-                time=times.repeat(len(ids)),
-            )
+        if not (self.in_step or self.engine.mode or self.plan is not None):
+            flat = self._coins(ids.repeat_interleave(len(times)), times.repeat(len(ids)))
             self.coins[rows] = flat.reshape(len(ids), len(times))
+
+    def _coins(self, ids: Tensor, times: Tensor) -> Tensor:
+        """u in [0, 1) of images ``ids`` at ``times``, both (R,)."""
+        engine = self.engine
+        u = uniform(1, seed=engine.seed, role=engine.role, stream=Stream.DECISION, image=ids, time=times)
+        return u.squeeze(1)
 
     def evaluate(self, rows: Tensor) -> None:
         """One network call: every row at the point that it stands at."""
@@ -220,13 +226,19 @@ class _Slots:
         ahead = anchor.unsqueeze(1) + torch.arange(1, size - int(anchor.min()), device=rows.device)
         valid = ahead < size
         ahead = ahead.clamp(max=size - 1)  # (R, P)
-        p = self._probabilities(rows, anchor, ahead)
-        take = (p > 0.5 if self.engine.mode else self.coins[rows].gather(1, ahead) < p) & valid
+        take = self._taken(rows, anchor, ahead) & valid
         found = take.any(1)
         if ahead.shape[1]:
             first = take.to(torch.uint8).argmax(1, keepdim=True)
             self.point[rows] = torch.where(found, ahead.gather(1, first).squeeze(1), size)
         return None if bool(found.all()) else ~found
+
+    def _taken(self, rows: Tensor, anchor: Tensor, ahead: Tensor) -> Tensor:
+        """Which of the points ahead would be evaluated, (R, P) bool."""
+        if self.plan is not None:
+            return self.plan[rows].gather(1, ahead)
+        p = self._probabilities(rows, anchor, ahead)
+        return p > 0.5 if self.engine.mode else self.coins[rows].gather(1, ahead) < p
 
     def _probabilities(self, rows: Tensor, anchor: Tensor, ahead: Tensor) -> Tensor:
         """P(evaluate), (R, P), at the points ahead, as they look from each sample's last evaluation."""

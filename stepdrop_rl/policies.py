@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agents import ALGORITHMS, BASELINES
 from agents.base import Agent, Budget
-from agents.fixed import read_schedule
+from agents.planned import Mixture, read_plan
 from agents.policy import LearnedPolicy, build_policy, describe
 from envs.errors import UserError
 from envs.registry import unknown_name
@@ -73,16 +73,16 @@ def make_agent(name: str, budget: Budget, *, model: Model, solver: str | None) -
     elif path.is_dir():
         folder = path
     elif path.is_file():
-        schedule = read_schedule(path)
-        assert schedule.times is not None
-        model.denoiser.schedule.check_times(schedule.times)
+        plan = read_plan(path)
+        assert plan.times is not None
+        model.denoiser.schedule.check_times(plan.times)
         last = model.info.schedule.num_train_timesteps - 1
-        told = schedule.network_times
+        told = None if isinstance(plan, Mixture) else plan.network_times
         if told is not None and not (0 <= float(told.min()) <= float(told.max()) <= last):
             raise UserError(f"schedule {path}: network_times must lie in [0, {last}]")
-        if solver is not None and schedule.solver not in (None, solver):
-            raise UserError(f"schedule {path} was made for solver '{schedule.solver}', not '{solver}'")
-        return schedule
+        if solver is not None and plan.solver not in (None, solver):
+            raise UserError(f"{path} was made for solver '{plan.solver}', not '{solver}'")
+        return plan
     else:
         raise unknown_name("policy", name, [*BASELINES, *ALGORITHMS])
     policy = load_policy(folder)

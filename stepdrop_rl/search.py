@@ -1,13 +1,17 @@
-"""``python -m stepdrop_rl.search``: find the times of a fixed schedule, and write them as a schedule file."""
+"""``python -m stepdrop_rl.search``: find the times of a fixed schedule, or a mixture of several, and write a file."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from stepdrop_rl.cli import command
 from stepdrop_rl.config import SearchConfig
+
+if TYPE_CHECKING:
+    from agents.search.base import Found
 
 
 def run(config: SearchConfig) -> None:
@@ -17,7 +21,6 @@ def run(config: SearchConfig) -> None:
 
     import torch
 
-    from agents.fixed import SCHEDULE_SCHEMA
     from agents.search import SEARCHES
     from agents.search.base import Search
     from stepdrop_rl.device import resolve_device
@@ -42,19 +45,16 @@ def run(config: SearchConfig) -> None:
         began = time.monotonic()
         found = method(config.nfe, ground, config.seed)
         seconds = time.monotonic() - began
-        model.denoiser.schedule.check_times(torch.tensor(found.times, dtype=torch.float64))
-        schedule = {
-            "schema": SCHEDULE_SCHEMA,
-            "solver": config.solver,
-            "times": found.times,
+        parts = found.components or ((1.0, found.times),)
+        for _, times in parts:
+            model.denoiser.schedule.check_times(torch.tensor(times, dtype=torch.float64))
+        schedule = _times_record(found, name, config.solver) | {
             "method": config.method,
             "model_hash": model.hash,
             "objective": found.objective,
             "evaluations": ground.evaluations,
             "seed": config.seed,
         }
-        if found.network_times is not None:
-            schedule["network_times"] = found.network_times
         write_json(path, schedule)
         for step, value in enumerate(found.trace):
             tracker.log_metrics({"objective": value}, step)
@@ -66,10 +66,29 @@ def run(config: SearchConfig) -> None:
         where = tracker.where()
     if config.json is not None:
         write_json(config.json, schedule | {"output": str(path)})
-    print(f"{path}: {', '.join(f'{t:.1f}' for t in found.times)}")
+    if found.components:
+        print(f"{path}:")
+        for chance, times in sorted(found.components, reverse=True):
+            print(f"  {chance:6.1%}  {', '.join(f'{t:.1f}' for t in times)}")
+    else:
+        print(f"{path}: {', '.join(f'{t:.1f}' for t in found.times)}")
     print(f"objective {found.objective:.6g}; {ground.evaluations:,} network evaluations in {seconds:.0f} s")
     if where:
         print(where)
+
+
+def _times_record(found: Found, name: str, solver: str) -> dict[str, Any]:
+    """The schedule's or the mixture's own part of the file."""
+    from agents.fixed import SCHEDULE_SCHEMA
+    from agents.planned import Mixture, mixture_record
+
+    if found.components:
+        weights, schedules = zip(*found.components, strict=True)
+        return mixture_record(Mixture(name, schedules, weights, solver))
+    record: dict[str, Any] = {"schema": SCHEDULE_SCHEMA, "solver": solver, "times": found.times}
+    if found.network_times is not None:
+        record["network_times"] = found.network_times
+    return record
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -132,6 +132,11 @@ class ModelGround:
         """Features (B, F) of the reward's extractor."""
         return self.extractor(images)
 
+    def real(self) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of the real images in the reward's features."""
+        statistics = load_reference(self._data, "reward", self.device)[1].statistics
+        return torch.from_numpy(statistics["mu"]), torch.from_numpy(statistics["sigma"])
+
     @torch.no_grad()
     def distance(self, times: Tensor, num_images: int) -> float:
         """Fréchet distance of the schedule's results in the reward's features."""

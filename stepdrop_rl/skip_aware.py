@@ -18,7 +18,7 @@ from torch import Tensor
 
 from agents import BASELINES
 from agents.base import Agent, Budget
-from agents.fixed import read_schedule
+from agents.planned import Planned, read_plan
 from envs.philox import Role
 from stepdrop_rl.arena import make_arena
 from stepdrop_rl.config import AgentChoice, DataConfig, SkipAwareConfig
@@ -57,9 +57,12 @@ def visited_jumps(config: SkipAwareConfig, dataset: str, schedule: NoiseSchedule
     if config.policy in BASELINES:
         agent = BASELINES.load(config.policy)(Budget(config.nfe, start, end, NUM_DECISIONS, schedule))
     elif Path(config.policy).is_file():
-        agent = read_schedule(Path(config.policy))
+        agent = read_plan(Path(config.policy))
     if agent is not None and agent.times is not None:
         schedule.check_times(agent.times)
+        if isinstance(agent, Planned):
+            coins = (torch.arange(VISIT_IMAGES, dtype=torch.float64) + 0.5) / VISIT_IMAGES
+            return jumps_of(agent.plan(torch.arange(VISIT_IMAGES), coins), agent.times)
         return jumps_of(torch.ones(1, len(agent.times), dtype=torch.bool), agent.times)
     choice = AgentChoice(policy=config.policy, target_nfe=config.nfe, data=DataConfig(name=dataset))
     arena, (watched, price) = make_arena(choice, blocks=2)

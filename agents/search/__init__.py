@@ -14,5 +14,6 @@ SEARCHES = Registry(
         "oss": "agents.search.oss:search",
         "ld3": "agents.search.ld3:search",
         "blackbox": "agents.search.blackbox:search",
+        "mixture": "agents.search.mixture:search",
     },
 )

@@ -48,6 +48,9 @@ class Ground(Protocol):
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of the reward's extractor; differentiable."""
 
+    def real(self) -> tuple[Tensor, Tensor]:
+        """Mean (F,) and covariance (F, F) of the real images' features, float64."""
+
     def distance(self, times: Tensor, num_images: int) -> float:
         """What the schedule's results are worth to the reward's extractor: lower is better."""
 
@@ -65,12 +68,14 @@ class Found:
         objective: What it made small (its own measure).
         network_times: Times that the network is told instead, where the method chose them as well.
         trace: Objective after each round.
+        components: Of a mixture: chance and times of each of its schedules; ``times`` is then the likeliest.
     """
 
     times: list[float]
     objective: float
     network_times: list[float] | None = None
     trace: tuple[float, ...] = ()
+    components: tuple[tuple[float, list[float]], ...] = ()
 
 
 Search = Callable[[int, Ground, int], Found]

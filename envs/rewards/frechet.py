@@ -40,7 +40,8 @@ class Slope(NamedTuple):
         return off @ self.linear + ((off @ self.quadratic) * off).sum(1) - self.constant
 
 
-def _root(matrix: Tensor, power: float) -> Tensor:
+def root(matrix: Tensor, power: float) -> Tensor:
+    """A power of a symmetric positive matrix; its smallest eigenvalues are held up."""
     values, vectors = torch.linalg.eigh(matrix)
     values = values.clamp(min=_FLOOR * float(values[-1]))
     return (vectors * values**power) @ vectors.T
@@ -54,8 +55,8 @@ def _moments(f: Tensor) -> tuple[Tensor, Tensor]:
 def slope(generated: Tensor, real: tuple[Tensor, Tensor]) -> Slope:
     """The first variation of the Fréchet distance at features ``generated`` (G, F); ``real``: its moments."""
     mean, covariance = _moments(generated)
-    root = _root(real[1], 0.5)
-    carry = root @ _root(root @ covariance @ root, -0.5) @ root
+    half = root(real[1], 0.5)
+    carry = half @ root(half @ covariance @ half, -0.5) @ half
     quadratic = torch.eye(len(mean), dtype=torch.float64, device=mean.device) - carry
     return Slope(mean, 2 * (mean - real[0]), quadratic, (quadratic * covariance).sum())
 
@@ -63,8 +64,8 @@ def slope(generated: Tensor, real: tuple[Tensor, Tensor]) -> Slope:
 def distance(generated: Tensor, real: tuple[Tensor, Tensor]) -> float:
     """The Fréchet distance itself."""
     mean, covariance = _moments(generated)
-    root = _root(real[1], 0.5)
-    cross = torch.linalg.eigvalsh(root @ covariance @ root).clamp(min=0).sqrt().sum()
+    half = root(real[1], 0.5)
+    cross = torch.linalg.eigvalsh(half @ covariance @ half).clamp(min=0).sqrt().sum()
     spread = covariance.trace() + real[1].trace() - 2 * cross
     return float((mean - real[0]).square().sum() + spread)
 

@@ -148,11 +148,11 @@ class SampleConfig(AgentChoice):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(CommonConfig):
-    """Search for the times of a fixed schedule.
+    """Search for the times of a fixed schedule, or for a mixture of several.
 
     Args:
         model: Name of a shipped model, or the folder of one (default: the data set's).
-        method: xue, gits, oss, ld3 or blackbox.
+        method: xue, gits, oss, ld3, blackbox or mixture.
         nfe: Evaluations per image.
         solver: Name in the solver registry.
         output: Schedule file (default runs/DATA/schedules/METHOD-SOLVER-NFE.json).

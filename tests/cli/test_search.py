@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from agents.search import oss
+from agents.search import blackbox, mixture, oss
 from stepdrop_rl.weights import read_json, write_json
 
 
@@ -32,6 +32,22 @@ def test_a_found_schedule_is_evaluated_unrounded(capsys, monkeypatch):
     assert call("evaluate", "--policy", path, *common, "--json", "r.json") == 0
     record = read_json("r.json")["records"][0]
     assert (record["policy"], record["solver"], record["nfe_mean"]) == ("oss-ddim-3.json", "ddim", 3)
+
+
+def test_a_found_mixture_is_evaluated(capsys, monkeypatch):
+    monkeypatch.setattr(blackbox, "NUM_IMAGES", 32)
+    for key, value in {"CANDIDATES": 8, "BEST": 2, "NUM_IMAGES": 256}.items():
+        monkeypatch.setattr(mixture, key, value)
+    assert call("search", "--method", "mixture", "--nfe", "3", "--tracking", "none") == 0
+    path = "runs/digits/schedules/mixture-multistep-3.json"
+    assert "%  967.1, " in capsys.readouterr().out
+    common = ["--num-samples", 64, "--tracking", "none", "--blocks", 2, "--baselines", "[]", "--curve", "[]"]
+    assert call("evaluate", "--policy", path, *common, "--json", "r.json") == 0
+    record = read_json("r.json")["records"][0]
+    assert (record["policy"], record["solver"]) == ("mixture-multistep-3.json", "multistep")
+    assert 2 <= record["nfe_mean"] <= 3.5
+    assert call("evaluate", "--policy", path, "--solver", "ddim", *common) == 2
+    assert "was made for solver 'multistep'" in capsys.readouterr().err
 
 
 def test_times_that_the_network_is_told_are_checked(capsys):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from agents.fixed import FixedSchedule
-from agents.search import SEARCHES, blackbox, gits, ld3, oss, xue
+from agents.search import SEARCHES, blackbox, gits, ld3, mixture, oss, xue
 from envs.errors import UserError
 from envs.philox import Role
 from stepdrop_rl.diffusion import NoiseSchedule
@@ -200,11 +200,17 @@ def test_small_budgets_are_served_too(monkeypatch, name, nfe):
             monkeypatch.setattr(module, key, value)
     monkeypatch.setattr(ld3, "EPOCHS", 1)
     monkeypatch.setattr(blackbox, "CANDIDATES", 16)
+    for key, value in {"CANDIDATES": 8, "BEST": 2, "NUM_IMAGES": 64}.items():
+        monkeypatch.setattr(mixture, key, value)
     ground = analytic_ground_with_pixels()
     ground.distance = lambda times, count: float(times.sum())
-    times = torch.tensor(SEARCHES.load(name)(nfe, ground, 0).times, dtype=torch.float64)
-    assert len(times) == nfe
-    ground.model.denoiser.schedule.check_times(times)
+    ground.real = lambda: (torch.zeros(8, dtype=torch.float64), torch.eye(8, dtype=torch.float64))
+    found = SEARCHES.load(name)(nfe, ground, 0)
+    parts = found.components or ((1.0, found.times),)
+    assert sum(share * len(times) for share, times in parts) <= nfe + 1e-9
+    for _, times in parts:
+        ground.model.denoiser.schedule.check_times(torch.tensor(times, dtype=torch.float64))
+    assert found.components or len(found.times) == nfe
 
 
 def test_unknown_methods_are_said():

@@ -1,0 +1,93 @@
+"""Controls of a learned policy: what is left of it when one thing is taken away.
+
+``mean_schedule`` keeps where it evaluates on average, ``coins`` how often it evaluates each point, ``Dealt``
+(in :mod:`agents.planned`) its whole schedules, and ``Shuffled`` lets it look, but at another sample.
+Shapes: R samples; D observation entries; N points of its grid; M images.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from agents.curves import SkipCurve
+from agents.fixed import FixedSchedule
+from agents.planned import Dealt
+from agents.policy import LearnedPolicy
+from envs.observation import ENTRIES
+
+_OWN = ("position", "lam", "lam_since_anchor", "evaluations", "log_price")
+"""Entries that tell of a sample's schedule, not of the sample."""
+
+
+def mean_schedule(times: Tensor, evaluated: Tensor) -> FixedSchedule:
+    """The policy's mean schedule: K times, where its expected evaluations so far pass 1, 2, …, K.
+
+    Args:
+        times: (N,) its grid.
+        evaluated: (M, N) bool, what it evaluated; K is their mean, rounded up.
+    """
+    rates = evaluated.double().mean(0)
+    spent = rates.cumsum(0)
+    count = max(1, math.ceil(float(spent[-1]) - 0.01))
+    # The k-th evaluation lies where the expected number passes the middle of (k − 1, k], its last at the end.
+    marks = torch.arange(count, dtype=torch.float64) + 0.5
+    marks = marks * float(spent[-1]) / count
+    inside = torch.searchsorted(spent, marks).clamp(max=len(times) - 1)
+    before = torch.where(inside > 0, spent[inside - 1], 0.0)
+    share = ((marks - before) / rates[inside].clamp(min=1e-9)).clamp(0, 1)
+    # A point stands for the half steps around it.
+    grid = times.double()
+    step = torch.cat((grid[:1] - grid[1:2], grid[:-1] - grid[1:]))
+    found = grid[inside] + step[inside] * (0.5 - share)
+    found[0] = grid[0]
+    for k in range(1, count):
+        found[k] = torch.minimum(found[k], found[k - 1] - 1e-3)
+    return FixedSchedule("mean schedule", found.clamp(min=float(grid[-1]) - count * 1e-3))
+
+
+def coins(times: Tensor, evaluated: Tensor) -> SkipCurve:
+    """Independent coin flips at the policy's own rate per point of its grid."""
+    agent = SkipCurve("coin flips", evaluated.double().mean(0))
+    agent.times = times.double()
+    return agent
+
+
+def dealt(times: Tensor, evaluated: Tensor) -> Dealt:
+    """The policy's whole schedules, each dealt to the next image."""
+    return Dealt("dealt", times, evaluated)
+
+
+class Shuffled(LearnedPolicy):
+    """The policy, seeing in place of each sample another one that stands where it stands.
+
+    Samples of a batch that are at the same point, with as many evaluations and the same anchor, pass what
+    they show to each other in a ring; one that stands alone sees itself. So, unlike all other agents',
+    its decisions depend on what a sample is packed with.
+    """
+
+    def __init__(self, policy: LearnedPolicy) -> None:
+        super().__init__(policy.info, policy.layers, policy.projection)
+        self.name = "shuffled"
+
+    def probabilities(self, observation: Tensor) -> Tensor:
+        """P(evaluate), (R,)."""
+        own = [i for i, entry in enumerate(ENTRIES) if entry.name in _OWN]
+        shown = [i for i in range(observation.shape[1]) if i not in own]
+        where = observation[:, own].unique(dim=0, return_inverse=True)[1]
+        order = where.argsort(stable=True)
+        group = where[order]
+        last = torch.ones_like(group, dtype=torch.bool)
+        last[:-1] = group[1:] != group[:-1]
+        first = torch.ones_like(last)
+        first[1:] = last[:-1]
+        # The next of the ring: the row after, or the group's first after its last.
+        following = torch.arange(1, len(order) + 1, device=order.device)
+        following[last] = first.nonzero().squeeze(1)
+        seen = observation.clone()
+        seen[order.unsqueeze(1), torch.tensor(shown, device=order.device)] = observation[
+            order[following].unsqueeze(1), torch.tensor(shown, device=order.device)
+        ]
+        return super().probabilities(seen)

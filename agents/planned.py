@@ -1,0 +1,158 @@
+"""Whole schedules, dealt to images before they begin: mixtures that never look at what they draw.
+
+A fixed schedule errs the same way on every image; a mixture of several lets their errors average out in the
+set, at the same mean cost. It is the rival that a policy which looks must beat before its looks are worth
+anything.
+Shapes: R images; S schedules; G points of the grid that holds all their times.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.fixed import SCHEDULE_SCHEMA, FixedSchedule, read_schedule
+from envs.errors import UserError
+
+MIXTURE_SCHEMA = "stepdrop_rl.mixture/1"
+
+
+class Planned:
+    """An :class:`agents.base.Agent` whose decisions for an image are made before it begins.
+
+    Args:
+        name: How tables call it.
+        times: (G,) grid, descending.
+        masks: (S, G) bool: which points a schedule evaluates, one at least.
+        solver: The solver they were made for, or None.
+    """
+
+    observes = False
+
+    def __init__(self, name: str, times: Tensor, masks: Tensor, solver: str | None = None) -> None:
+        assert bool(masks.any(1).all()), "every schedule evaluates somewhere"
+        self.name = name
+        self.solver = solver
+        self.times: Tensor | None = times.double()
+        self.masks = masks
+
+    def choice(self, images: Tensor, coins: Tensor) -> Tensor:
+        """Which schedule each image gets, (R,): by its number or its coin, uniform on [0, 1)."""
+        raise NotImplementedError
+
+    def plan(self, images: Tensor, coins: Tensor) -> Tensor:
+        """The points that each image evaluates, (R, G) bool."""
+        return self.masks.to(images.device)[self.choice(images, coins)]
+
+    def probabilities(self, observation: Tensor) -> Tensor:
+        """The mean rate: what is known of an image whose number is not."""
+        return torch.full((len(observation),), float(self.masks.double().mean()), device=observation.device)
+
+
+class Mixture(Planned):
+    """Deals schedules by chance.
+
+    Args:
+        name: How tables call it.
+        schedules: S lists of real times, descending; they may begin at different ones.
+        weights: Their chances.
+        solver: The solver they were made for, or None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schedules: Sequence[Sequence[float]],
+        weights: Sequence[float],
+        solver: str | None = None,
+    ) -> None:
+        union = sorted({t for schedule in schedules for t in schedule}, reverse=True)
+        place = {t: k for k, t in enumerate(union)}
+        masks = torch.zeros(len(schedules), len(union), dtype=torch.bool)
+        for s, schedule in enumerate(schedules):
+            masks[s, [place[t] for t in schedule]] = True
+        super().__init__(name, torch.tensor(union, dtype=torch.float64), masks, solver)
+        self.schedules = [list(schedule) for schedule in schedules]
+        chances = torch.tensor(weights, dtype=torch.float64)
+        self.weights = chances / chances.sum()
+
+    @property
+    def nfe(self) -> float:
+        """Mean evaluations per image."""
+        return float(self.weights @ self.masks.sum(1).double())
+
+    def choice(self, images: Tensor, coins: Tensor) -> Tensor:
+        """By the coin alone."""
+        cumulated = self.weights.cumsum(0).to(coins.device)
+        return torch.searchsorted(cumulated, coins.contiguous(), right=True).clamp(max=len(cumulated) - 1)
+
+
+class Dealt(Planned):
+    """The schedules that another agent gave to images 0 … S − 1, each dealt to some other image.
+
+    What it keeps of that agent is its mixture of whole schedules; what it takes away is that each was made
+    for its image.
+
+    Args:
+        name: How tables call it.
+        times: (G,) that agent's grid.
+        masks: (S, G) bool: what it evaluated.
+        shift: By how many images.
+    """
+
+    def __init__(self, name: str, times: Tensor, masks: Tensor, shift: int = 1) -> None:
+        super().__init__(name, times, masks)
+        self.shift = shift
+
+    def choice(self, images: Tensor, coins: Tensor) -> Tensor:
+        """By the image's number."""
+        return (images + self.shift) % len(self.masks)
+
+
+def mixture_record(mixture: Mixture) -> dict[str, Any]:
+    """What a mixture's file holds, at least."""
+    return {
+        "schema": MIXTURE_SCHEMA,
+        "solver": mixture.solver,
+        "schedules": mixture.schedules,
+        "weights": mixture.weights.tolist(),
+    }
+
+
+def read_plan(path: Path) -> FixedSchedule | Mixture:
+    """Read a schedule file or a mixture file; :class:`UserError` if damaged."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        schema = raw["schema"]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f"{path} is damaged: a file of times needs 'schema' and 'times' or 'schedules'"
+        ) from None
+    if schema != MIXTURE_SCHEMA:
+        return read_schedule(path)
+    try:
+        schedules = [[float(t) for t in schedule] for schedule in raw["schedules"]]
+        weights = [float(weight) for weight in raw["weights"]]
+        solver = raw.get("solver")
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"mixture {path} is damaged: it needs 'schedules' and 'weights'") from None
+    if not schedules or len(weights) != len(schedules):
+        raise UserError(f"mixture {path}: it needs as many weights as schedules, one at least")
+    if not all(math.isfinite(w) and w >= 0 for w in weights) or not sum(weights) > 0:
+        raise UserError(f"mixture {path}: weights must not be negative, nor all of them 0")
+    for schedule in schedules:
+        steps = torch.tensor(schedule, dtype=torch.float64).diff()
+        if not schedule or bool((steps >= 0).any()):
+            raise UserError(f"mixture {path}: the times of every schedule must descend")
+    return Mixture(path.name, schedules, weights, None if solver is None else str(solver))
+
+
+__all__ = ["MIXTURE_SCHEMA", "SCHEDULE_SCHEMA", "Dealt", "Mixture", "Planned", "mixture_record", "read_plan"]
