@@ -1,4 +1,4 @@
-"""``python -m stepdrop_rl.search``: find the times of a fixed schedule, or a mixture of several, and write a file."""
+"""``python -m stepdrop_rl.search``: find the times of a fixed schedule, or a mixture of several."""
 
 from __future__ import annotations
 

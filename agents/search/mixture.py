@@ -66,7 +66,7 @@ def best_weights(
 
 
 def _affordable(weights: Tensor, evaluations: Tensor, nfe: float) -> Tensor:
-    """Take from the dear components, and give to those that cost at most ``nfe``, until the mean is ``nfe``."""
+    """Move chances from components that cost more than ``nfe`` to the others, until the mean is ``nfe``."""
     spent = weights @ evaluations
     if float(spent.detach()) <= nfe:
         return weights
@@ -100,7 +100,8 @@ def search(nfe: int, ground: Ground, seed: int) -> Found:
     with torch.enable_grad():
         pooled = best_weights(means, seconds, real, evaluations, nfe)
     alone = [
-        frechet_distance(f, real) if len(t) <= nfe else float("inf") for f, t in zip(features, schedules)
+        frechet_distance(f, real) if len(times) <= nfe else float("inf")
+        for f, times in zip(features, schedules, strict=True)
     ]
     single = torch.zeros_like(pooled)
     single[min(range(len(alone)), key=lambda k: alone[k])] = 1.0

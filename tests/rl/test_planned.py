@@ -34,7 +34,7 @@ def engine(times=GRID, **settings):
     return Engine(denoiser=model(), solver=SOLVERS.load("multistep")(), times=times, seed=3, **settings)
 
 
-def policy(num_entries=len(ENTRIES), weight=None):
+def policy(weight):
     info = PolicyInfo(
         algo="ppo",
         activation="tanh",
@@ -45,8 +45,7 @@ def policy(num_entries=len(ENTRIES), weight=None):
         times=GRID.tolist(),
         prices=[0.01, 0.1],
     )
-    first = torch.zeros(2, num_entries) if weight is None else weight
-    return LearnedPolicy(info, [(first, torch.zeros(2))])
+    return LearnedPolicy(info, [(weight, torch.zeros(2))])
 
 
 # --- mixtures -----------------------------------------------------------------------------------
@@ -146,7 +145,7 @@ def test_shuffled_passes_what_samples_show_among_those_that_stand_alike():
     observation = torch.zeros(5, len(ENTRIES))
     observation[:, names.index("position")] = torch.tensor([0.5, 0.25, 0.5, 0.5, 1.0])
     observation[:, names.index("eps_rms")] = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
-    one = policy(weight=weight)
+    one = policy(weight)
     seen = torch.logit(Shuffled(one).probabilities(observation))
     torch.testing.assert_close(seen, torch.tensor([3.0, 2.0, 4.0, 1.0, 5.0]), rtol=1e-4, atol=1e-4)
 
