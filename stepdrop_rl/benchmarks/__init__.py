@@ -6,6 +6,7 @@ PARTS = Registry(
     "part",
     {
         "environment": "stepdrop_rl.benchmarks.environment:measure_environment",
+        "rollout": "stepdrop_rl.benchmarks.rollout:measure_rollout",
         "engine": "stepdrop_rl.benchmarks.engine:measure_engine",
         "pipeline": "stepdrop_rl.benchmarks.pipeline:measure_pipeline",
         "training": "stepdrop_rl.benchmarks.training:measure_training",
