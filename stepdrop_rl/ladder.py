@@ -22,12 +22,12 @@ def climb(config: EvaluateConfig) -> None:
     from stepdrop_rl.arena import make_arena
     from stepdrop_rl.report.progress import progress_bar
     from stepdrop_rl.report.tables import ladder_rows, print_table
-    from stepdrop_rl.solvers import SOLVERS
+    from stepdrop_rl.solvers import make_solver
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import write_json
 
     for solver in config.ladder:
-        SOLVERS[solver]
+        make_solver(solver)
     rungs = [(solver, count) for solver, counts in config.ladder.items() for count in counts]
     # What cannot be had is noticed here, not in another process.
     arena, _ = make_arena(_rung(config, *rungs[0]), blocks=config.blocks, judge=config.metrics.judge)
