@@ -24,6 +24,8 @@ BASELINES = Registry(
         "skip_late": "agents.curves:skip_late",
         "skip_critical": "agents.curves:skip_critical",
         "skip_middle": "agents.curves:skip_middle",
+        "target_importance": "agents.target:target_importance",
+        "target_stochastic": "agents.target:TargetStochastic",
     },
 )
 

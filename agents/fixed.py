@@ -41,7 +41,7 @@ class FixedSchedule:
         return torch.ones(len(observation), device=observation.device)
 
 
-def _steps(budget: Budget) -> Tensor:
+def steps(budget: Budget) -> Tensor:
     """K points from 0 to 1, K the budget rounded up: a baseline is not given less than the policy."""
     count = max(1, math.ceil(budget.nfe - _NOTHING))
     return torch.linspace(0, 1, count, dtype=torch.float64)
@@ -49,13 +49,13 @@ def _steps(budget: Budget) -> Tensor:
 
 def uniform(budget: Budget) -> FixedSchedule:
     """Evenly spaced times, both ends included."""
-    return FixedSchedule("uniform", budget.t_start + (budget.t_end - budget.t_start) * _steps(budget))
+    return FixedSchedule("uniform", budget.t_start + (budget.t_end - budget.t_start) * steps(budget))
 
 
 def quadratic(budget: Budget) -> FixedSchedule:
     """Times whose square roots are evenly spaced (Song et al. 2021, appendix D.3): denser near the end."""
     root_start, root_end = math.sqrt(budget.t_start), math.sqrt(budget.t_end)
-    times = (root_start + (root_end - root_start) * _steps(budget)) ** 2
+    times = (root_start + (root_end - root_start) * steps(budget)) ** 2
     return FixedSchedule("quadratic", times.clamp(budget.t_end, budget.t_start))
 
 
@@ -63,7 +63,7 @@ def log_snr(budget: Budget) -> FixedSchedule:
     """Times evenly spaced in half log-SNR (Lu et al. 2022, DPM-Solver, section 3.3), both ends included."""
     assert budget.scale is not None, "spacing by noise needs the model's noise schedule"
     start, end = budget.scale.lam(torch.tensor([budget.t_start, budget.t_end], dtype=torch.float64)).tolist()
-    times = budget.scale.time_of(start + (end - start) * _steps(budget))
+    times = budget.scale.time_of(start + (end - start) * steps(budget))
     return FixedSchedule("log_snr", times.clamp(budget.t_end, budget.t_start))
 
 
@@ -72,13 +72,13 @@ def trailing(budget: Budget) -> FixedSchedule:
 
     The end of the model's grid plays no part: K evaluations end at t_start/K.
     """
-    count = len(_steps(budget))
+    count = len(steps(budget))
     return FixedSchedule("trailing", budget.t_start * (1 - torch.arange(count, dtype=torch.float64) / count))
 
 
 def leading(budget: Budget) -> FixedSchedule:
     """Even strides that end at the grid's end, the first of them left out: diffusers' "leading" spacing."""
-    count = len(_steps(budget))
+    count = len(steps(budget))
     stride = (budget.t_start - budget.t_end) / count
     times = budget.t_end + stride * torch.arange(count - 1, -1, -1, dtype=torch.float64)
     return FixedSchedule("leading", times)
@@ -89,7 +89,7 @@ def karras(budget: Budget, rho: float = 7.0) -> FixedSchedule:
     assert budget.scale is not None, "spacing by noise needs the model's noise schedule"
     ends = torch.tensor([budget.t_start, budget.t_end], dtype=torch.float64)
     first, last = torch.exp(-budget.scale.lam(ends) / rho).tolist()
-    root = first + (last - first) * _steps(budget)
+    root = first + (last - first) * steps(budget)
     times = budget.scale.time_of(-rho * torch.log(root))
     return FixedSchedule("karras", times.clamp(budget.t_end, budget.t_start))
 

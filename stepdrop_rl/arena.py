@@ -28,6 +28,7 @@ from stepdrop_rl.data import DATASETS
 from stepdrop_rl.device import resolve_device
 from stepdrop_rl.engine import Engine, Samples
 from stepdrop_rl.environment import data_of, decision_grid
+from stepdrop_rl.estimates import Clip
 from stepdrop_rl.grid_ends import END_LAMS
 from stepdrop_rl.metrics import FeatureExtractor, Reference, default_judge, gather, load_reference
 from stepdrop_rl.metrics.distances import frechet_distance
@@ -35,7 +36,7 @@ from stepdrop_rl.models.unet import Model, load_model
 from stepdrop_rl.parallel import World, device_of
 from stepdrop_rl.policies import make_agent
 from stepdrop_rl.pricing import price_for
-from stepdrop_rl.solvers import SOLVERS
+from stepdrop_rl.solvers import make_solver
 
 DEFAULT_NFE = 5.0
 DEFAULT_SOLVER = "multistep"
@@ -62,13 +63,14 @@ class Arena:
     Args:
         model: The diffusion model.
         data: Where the images are that it learned from.
-        solver: Name of the solver.
+        solver: Reference of the solver.
         times: (N,) decision grid, for agents that bring none.
         seed: Of noise and decisions.
         batch_size: Images held at once.
         blocks: Disjoint blocks of noise.
         judge: Who judges images: an extractor that no reward knows (default: the data set's).
         mode: Learned policies take the likelier action.
+        clip: How clean estimates are kept within [−1, 1].
         world: The processes that share the images.
     """
 
@@ -81,6 +83,7 @@ class Arena:
     blocks: int
     judge: str | None = None
     mode: bool = False
+    clip: Clip = "static"
     world: World = field(default_factory=World)
 
     @cached_property
@@ -102,13 +105,14 @@ class Arena:
         learned = isinstance(agent, LearnedPolicy)
         return Engine(
             denoiser=self.model.denoiser,
-            solver=SOLVERS.load(self.solver)(),
+            solver=make_solver(self.solver),
             times=self.times,
             seed=self.seed,
             role=role,
             batch_size=self.batch_size,
             projection=agent.projection if isinstance(agent, LearnedPolicy) else None,
             mode=self.mode and learned,
+            clip=self.clip,
         )
 
     def distance(self, images: Tensor) -> float:
@@ -186,7 +190,7 @@ def make_arena(
     ):
         raise unknown_name("policy", config.policy, [*BASELINES, *ALGORITHMS])
     if config.solver is not None:
-        SOLVERS[config.solver]
+        make_solver(config.solver)
     device = device_of(resolve_device(config.device), world.local_rank)
     model = load_model(config.model or config.data.name, device, precision=config.precision)
     nfe = config.target_nfe or DEFAULT_NFE
@@ -204,6 +208,7 @@ def make_arena(
         blocks=blocks,
         judge=judge,
         mode=config.actions == "mode",
+        clip=config.clip,
         world=world,
     )
     return arena, arena.settle(agent, nfe, config.price)
@@ -215,7 +220,7 @@ def _solver_of(agent: Agent, asked: str | None) -> str:
     if isinstance(agent, FixedSchedule | Planned):
         own = agent.solver
     name = own or asked or DEFAULT_SOLVER
-    SOLVERS[name]
+    make_solver(name)
     return name
 
 

@@ -137,6 +137,7 @@ def records(
     """Result records, the requested policy first."""
     shared = {
         "solver": arena.solver,
+        "clip": arena.clip,
         "dataset": arena.model.info.dataset,
         "model_hash": arena.model.hash,
         "seed": arena.seed,

@@ -26,6 +26,7 @@ from agents.planned import Planned
 from envs.observation import Grid, observe
 from envs.philox import Role, Stream, uniform
 from envs.protocols import Evidence
+from stepdrop_rl.estimates import Clip
 from stepdrop_rl.models.denoiser import Denoiser
 from stepdrop_rl.models.retimed import RetimedDenoiser
 from stepdrop_rl.process import DiffusionProcess
@@ -80,6 +81,7 @@ class Engine:
         batch_size: Slots: images held at once.
         projection: Of the network's features, for agents that observe them.
         mode: Take the likelier action instead of drawing.
+        clip: How clean estimates are kept within [−1, 1].
     """
 
     denoiser: Denoiser
@@ -90,6 +92,7 @@ class Engine:
     batch_size: int = 256
     projection: tuple[Tensor, Tensor] | None = None
     mode: bool = False
+    clip: Clip = "static"
 
     def grid(self, agent: Agent) -> Tensor:
         """The grid that ``agent`` walks: its own or the engine's, checked."""
@@ -170,6 +173,7 @@ class _Slots:
             num_rows=num_slots,
             seed=engine.seed,
             role=engine.role,
+            clip=engine.clip,
             projection=engine.projection if agent.observes else None,
         )
         self.grid = Grid(times, self.process.lam(times), torch.exp(self.process.log_alpha(times)))

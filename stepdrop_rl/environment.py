@@ -26,7 +26,7 @@ from stepdrop_rl.features import feature_projection
 from stepdrop_rl.metrics.extractor import load_extractor
 from stepdrop_rl.models.unet import Model, load_model
 from stepdrop_rl.process import DiffusionProcess
-from stepdrop_rl.solvers import SOLVERS
+from stepdrop_rl.solvers import make_solver
 from stepdrop_rl.teacher import TeacherBank, load_bank
 
 DEFAULT_MODEL = "digits"
@@ -65,7 +65,7 @@ class World:
         """A batch of trajectories."""
         process = DiffusionProcess(
             self.model.denoiser,
-            SOLVERS.load(self.config.solver)(),
+            make_solver(self.config.solver),
             num_rows=num_rows,
             seed=self.bank.seed,
             role=Role.POLICY_TRAINING,
@@ -87,7 +87,7 @@ def data_of(model: Model, data: DataConfig | None = None) -> DataConfig:
 
 def make_world(config: EnvConfig, *, model: Model, data: DataConfig | None = None) -> World:
     """Put the decision problem of ``model`` together; ``data`` says where its images lie."""
-    SOLVERS[config.solver]  # names are checked before anything is computed
+    make_solver(config.solver)  # names are checked before anything is computed
     for name in config.reward:
         REWARDS[name]
     device = model.denoiser.schedule.device

@@ -17,7 +17,7 @@ from envs.philox import Role
 from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.engine import Engine
 from stepdrop_rl.models.denoiser import Denoiser
-from stepdrop_rl.solvers import SOLVERS
+from stepdrop_rl.solvers import make_solver
 
 # Half log-SNR where a grid may begin and end: alpha² from 2e-2 to 1e-4, sigma² from 1e-1 to 1e-3.
 START_LAMS = (-2.0, -2.5, -3.0, -3.5, -4.0, -4.6)
@@ -66,7 +66,7 @@ def choose_ends(
             times = torch.linspace(t_start, t_end, NUM_EVALUATIONS, dtype=torch.float64)
             engine = Engine(
                 denoiser=denoiser,
-                solver=SOLVERS.load("multistep")(),
+                solver=make_solver("multistep"),
                 times=times,
                 seed=seed,
                 role=Role.VALIDATION,

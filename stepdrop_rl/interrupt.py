@@ -1,10 +1,17 @@
-"""Stopping in good order: Ctrl-C, SIGTERM and ``--max-minutes`` end a run at its next step boundary."""
+"""Stopping in good order: Ctrl-C, SIGTERM and ``--max-minutes`` end a run at its next step boundary.
+
+And a worker process ends with the one that started it.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from types import FrameType, TracebackType
 
 
@@ -38,3 +45,25 @@ class StopRequest:
         if self.reason is None and self._deadline is not None and time.monotonic() > self._deadline:
             self.reason = "time limit"
         return self.reason is not None
+
+
+def end_with_parent() -> None:
+    """In a worker process: end at once when the process that started this one has ended, however it did.
+
+    A signal that kills a parent runs none of its clean-up, so it is the worker that watches.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def one_worker() -> ProcessPoolExecutor:
+    """A fresh process for one piece of work, which does not outlive this one."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent)

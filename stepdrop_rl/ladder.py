@@ -1,12 +1,10 @@
 """One model at several budgets with several solvers: the baseline table of a model card.
 
-Each rung is drawn in a process of its own, so that its peak of memory is its own.
+Each rung is drawn in a process of its own, so that its peak of memory is its own. It ends with this one.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,20 +18,20 @@ Record = dict[str, Any]
 def climb(config: EvaluateConfig) -> None:
     """Judge every rung of ``config.ladder``, print the table, write the records, log a child run each."""
     from stepdrop_rl.arena import make_arena
+    from stepdrop_rl.interrupt import one_worker
     from stepdrop_rl.report.progress import progress_bar
     from stepdrop_rl.report.tables import ladder_rows, print_table
-    from stepdrop_rl.solvers import SOLVERS
+    from stepdrop_rl.solvers import make_solver
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import write_json
 
     for solver in config.ladder:
-        SOLVERS[solver]
+        make_solver(solver)
     rungs = [(solver, count) for solver, counts in config.ladder.items() for count in counts]
     # What cannot be had is noticed here, not in another process.
     arena, _ = make_arena(_rung(config, *rungs[0]), blocks=config.blocks, judge=config.metrics.judge)
     distance = distance_name(arena.extractor.name)
     num_real = arena.reference.num_images
-    context = multiprocessing.get_context("spawn")
     found: list[Record] = []
     name = f"ladder-{config.data.name}"
     with start_run(
@@ -43,7 +41,7 @@ def climb(config: EvaluateConfig) -> None:
             task = bar.add_task("rungs", total=len(rungs), note="")
             for solver, count in rungs:
                 bar.update(task, note=f"{solver}, {count} evaluations")
-                with ProcessPoolExecutor(1, mp_context=context) as pool:
+                with one_worker() as pool:
                     record = pool.submit(judge_rung, _rung(config, solver, count)).result()
                 numbers = {
                     key: float(value) for key, value in record.items() if isinstance(value, int | float)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from envs.philox import Role, Stream, normal
 from envs.protocols import Evidence
-from stepdrop_rl.diffusion import CLEAN, image_scale
+from stepdrop_rl.diffusion import CLEAN
+from stepdrop_rl.estimates import Clip, clip_of, estimate, rms
 from stepdrop_rl.models.denoiser import Denoiser
 from stepdrop_rl.solvers.base import Anchor, Solver
 
@@ -25,7 +26,8 @@ class DiffusionProcess:
         num_rows: Samples held at once.
         seed: Of all noise.
         role: Whose noise (see :mod:`envs.philox`).
-        clip: Clip x0_hat to [−1, 1]; eps then follows from the clipped x0_hat.
+        clip: How x0_hat is kept within [−1, 1] (:func:`stepdrop_rl.estimates.in_range`; True: static, False:
+            none); eps then follows from the clipped x0_hat.
         projection: (F, D) matrix and (F,) mean that turn pooled middle features into D numbers for the
             observation; None: no features.
     """
@@ -38,7 +40,7 @@ class DiffusionProcess:
         num_rows: int,
         seed: int,
         role: Role,
-        clip: bool = True,
+        clip: Clip | bool = "static",
         projection: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.denoiser = denoiser
@@ -47,7 +49,7 @@ class DiffusionProcess:
         self.num_rows = num_rows
         self.seed = seed
         self.role = role
-        self.clip = clip
+        self.clip = clip_of(clip)
         device = self.schedule.device
         self.projection = None if projection is None else (projection[0].to(device), projection[1].to(device))
         self.num_features = 0 if projection is None else projection[0].shape[1]
@@ -127,23 +129,16 @@ class DiffusionProcess:
             x[~fresh] = self.jump(rows[~fresh], t[~fresh])
         else:
             x = self.jump(rows, t)
-        eps, pooled = self.denoiser(x, t, features=self.projection is not None)
-        alpha, sigma = self.schedule.alpha_sigma(t)
-        x0 = (x - image_scale(sigma, x) * eps) / image_scale(alpha, x)
-        if self.clip:
-            limited = x0.clamp(-1.0, 1.0)
-            self._clipped[rows] = (limited != x0).flatten(1).float().mean(1)
-            x0 = limited
-        self._eps_rms[rows] = rms(eps)
-        if pooled is not None and self.projection is not None:
+        seen = estimate(self.denoiser, x, t, clip=self.clip, features=self.projection is not None)
+        self._clipped[rows] = seen.clipped
+        self._eps_rms[rows] = rms(seen.predicted)
+        if seen.pooled is not None and self.projection is not None:
             matrix, mean = self.projection
-            self._features[rows] = (pooled - mean) @ matrix
+            self._features[rows] = (seen.pooled - mean) @ matrix
         if self._eps is not None:
-            if self.clip:
-                eps = (x - image_scale(alpha, x) * x0) / image_scale(sigma, x)
-            self._eps[rows] = torch.cat((eps.unsqueeze(1), self._eps[rows, :-1]), 1)
+            self._eps[rows] = torch.cat((seen.eps.unsqueeze(1), self._eps[rows, :-1]), 1)
         self._x[rows] = x
-        self._x0[rows] = torch.cat((x0.unsqueeze(1), self._x0[rows, :-1]), 1)
+        self._x0[rows] = torch.cat((seen.x0.unsqueeze(1), self._x0[rows, :-1]), 1)
         self._times[rows] = torch.cat((t.double().unsqueeze(1), self._times[rows, :-1]), 1)
         self._count[rows] += 1
 
@@ -166,9 +161,4 @@ class DiffusionProcess:
         )
 
 
-def rms(images: Tensor) -> Tensor:
-    """Root mean square over all but the first dimension: (B,)."""
-    return images.flatten(1).square().mean(1).sqrt()
-
-
-__all__ = ["CLEAN", "DiffusionProcess", "rms"]
+__all__ = ["CLEAN", "DiffusionProcess"]

@@ -39,6 +39,7 @@ def run(config: SampleConfig) -> None:
     record: dict[str, Any] = {
         "policy": contender.agent.name,
         "solver": arena.solver,
+        "clip": arena.clip,
         "num_samples": config.num_samples,
         "nfe_mean": float(samples.nfe.double().mean()),
         "images_per_second": samples.images_per_second,

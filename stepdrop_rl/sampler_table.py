@@ -24,14 +24,15 @@ def run(config: SamplerTableConfig) -> None:
     from stepdrop_rl.metrics.distances import frechet_distance, kid
     from stepdrop_rl.report.figures import sampler_curves
     from stepdrop_rl.report.progress import progress_bar
-    from stepdrop_rl.solvers import SOLVERS
+    from stepdrop_rl.solvers import SOLVERS, make_solver
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import write_json, write_text
 
     solvers = config.solvers or list(SOLVERS)
-    for registry, names in ((SOLVERS, solvers), (BASELINES, config.schedules)):
-        for name in names:
-            registry[name]
+    for solver in solvers:
+        make_solver(solver)
+    for schedule in config.schedules:
+        BASELINES[schedule]
 
     def arena_of(solver: str):  # type: ignore[no-untyped-def]
         choice = AgentChoice(

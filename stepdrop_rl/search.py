@@ -27,14 +27,14 @@ def run(config: SearchConfig) -> None:
     from stepdrop_rl.models.unet import load_model
     from stepdrop_rl.runs import run_folder
     from stepdrop_rl.search_ground import ModelGround
-    from stepdrop_rl.solvers import SOLVERS
+    from stepdrop_rl.solvers import make_solver
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import write_json
 
     method: Search = SEARCHES.load(config.method)
-    solver = SOLVERS.load(config.solver)()
+    solver = make_solver(config.solver)
     model = load_model(config.model or config.data.name, resolve_device(config.device))
-    name = f"{config.method}-{config.solver}-{config.nfe}"
+    name = f"{config.method}-{config.solver.replace(':', '-')}-{config.nfe}"
     path = (
         Path(config.output) if config.output else run_folder(model.info.dataset, "schedules") / f"{name}.json"
     )

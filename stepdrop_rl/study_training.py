@@ -34,11 +34,11 @@ def run(config: StudyTrainingConfig) -> None:
 
     from stepdrop_rl.device import resolve_device
     from stepdrop_rl.runs import run_folder
-    from stepdrop_rl.solvers import SOLVERS
+    from stepdrop_rl.solvers import make_solver
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import write_json, write_text
 
-    SOLVERS[config.solver]
+    make_solver(config.solver)
     resolve_device(config.device)
     plan = {name: _settings(config, changes) for name, changes in config.variants.items()}
     dataset = next(iter(plan.values())).data.name
@@ -160,11 +160,11 @@ class _Judge:
         from stepdrop_rl.grid_ends import default_ends
         from stepdrop_rl.metrics import gather
         from stepdrop_rl.metrics.distances import frechet_distance, kid
-        from stepdrop_rl.solvers import SOLVERS
+        from stepdrop_rl.solvers import make_solver
 
         times = torch.linspace(*default_ends(denoiser.schedule), nfe, dtype=torch.float64)
         engine = Engine(
-            denoiser=denoiser, solver=SOLVERS.load(self.config.solver)(), times=times, seed=self.config.seed
+            denoiser=denoiser, solver=make_solver(self.config.solver), times=times, seed=self.config.seed
         )
         images = engine.sample(FixedSchedule("uniform", times), self.config.num_samples).images
         features, _ = gather(images, self.extractor)

@@ -22,7 +22,7 @@ from envs.philox import Role
 from stepdrop_rl.caches import cache_folder, key_of
 from stepdrop_rl.engine import Engine
 from stepdrop_rl.models.unet import PRETRAINED, Model
-from stepdrop_rl.solvers import SOLVERS
+from stepdrop_rl.solvers import make_solver
 from stepdrop_rl.weights import load_weights, save_weights
 
 BANK_SEED = 0
@@ -75,7 +75,7 @@ def build_bank(
     assert schedule.times is not None
     engine = Engine(
         denoiser=model.denoiser,
-        solver=SOLVERS.load(solver)(),
+        solver=make_solver(solver),
         times=schedule.times,
         seed=BANK_SEED,
         role=Role.POLICY_TRAINING,

@@ -148,7 +148,7 @@ def _look(config: TrainDiffusionConfig, trainer: Trainer, info: ModelInfo, track
     from stepdrop_rl.metrics import distance_name, gather, load_reference
     from stepdrop_rl.metrics.distances import frechet_distance
     from stepdrop_rl.report.images import image_grid
-    from stepdrop_rl.solvers import SOLVERS
+    from stepdrop_rl.solvers import make_solver
 
     try:
         judge = load_reference(config.data, "validation", trainer.schedule.device)
@@ -157,7 +157,7 @@ def _look(config: TrainDiffusionConfig, trainer: Trainer, info: ModelInfo, track
     times = torch.linspace(info.t_start, info.t_end, GRID_EVALUATIONS, dtype=torch.float64)
     engine = Engine(
         denoiser=trainer.denoiser,
-        solver=SOLVERS.load("multistep")(),
+        solver=make_solver("multistep"),
         times=times,
         seed=config.seed,
         role=Role.VALIDATION,

@@ -32,12 +32,13 @@ def run(config: TrainPolicyConfig) -> None:
     from stepdrop_rl.environment import make_world
     from stepdrop_rl.models.unet import load_model
     from stepdrop_rl.runs import prepare_output, run_folder
-    from stepdrop_rl.solvers import SOLVERS
+    from stepdrop_rl.solvers import make_solver
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import write_json
 
     checked = [(DATASETS, [config.data.name]), (ALGORITHMS, [config.algo])]
-    checked += [(SOLVERS, [config.env.solver]), (REWARDS, list(config.env.reward))]
+    checked += [(REWARDS, list(config.env.reward))]
+    make_solver(config.env.solver)
     for registry, names in checked:  # before anything is computed
         for name in names:
             registry[name]
@@ -82,14 +83,14 @@ def _judge(config: TrainPolicyConfig, world: World) -> ValidationJudge:
     from stepdrop_rl.environment import data_of
     from stepdrop_rl.metrics import gather, load_reference
     from stepdrop_rl.metrics.distances import frechet_distance
-    from stepdrop_rl.solvers import SOLVERS
+    from stepdrop_rl.solvers import make_solver
     from stepdrop_rl.validation import ValidationJudge
 
     device = world.times.device
     extractor, reference = load_reference(data_of(world.model, config.data), "validation", device)
     engine = Engine(
         denoiser=world.model.denoiser,
-        solver=SOLVERS.load(config.env.solver)(),
+        solver=make_solver(config.env.solver),
         times=world.times,
         seed=config.seed,
         role=Role.VALIDATION,

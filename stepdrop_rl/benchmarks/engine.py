@@ -14,7 +14,7 @@ from stepdrop_rl.config import BenchmarkConfig, EvaluateConfig
 from stepdrop_rl.device import resolve_device
 from stepdrop_rl.engine import Engine
 from stepdrop_rl.models.unet import load_model
-from stepdrop_rl.solvers import SOLVERS
+from stepdrop_rl.solvers import SOLVERS, make_solver
 
 ENGINE_EVALUATIONS = 10
 ENGINE_BATCHES = 20  # of images that a policy draws: the last ones leave slots empty
@@ -31,7 +31,7 @@ def measure_engine(config: BenchmarkConfig) -> list[Row]:
     for name in SOLVERS:
         engine = Engine(
             denoiser=model.denoiser,
-            solver=SOLVERS.load(name)(),
+            solver=make_solver(name),
             times=agent.times,
             seed=config.seed,
             batch_size=config.batch_size,

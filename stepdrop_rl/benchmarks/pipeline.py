@@ -16,7 +16,7 @@ from stepdrop_rl.engine import Engine
 from stepdrop_rl.grid_ends import default_ends
 from stepdrop_rl.integrations.samplers import betas
 from stepdrop_rl.models.unet import load_model
-from stepdrop_rl.solvers import SOLVERS
+from stepdrop_rl.solvers import make_solver
 
 PIPELINE_STEPS = 20
 
@@ -43,7 +43,7 @@ def measure_pipeline(config: BenchmarkConfig) -> list[Row]:
         schedule = FixedSchedule("leading", scheduler.timesteps.double())
         engine = Engine(
             denoiser=model.denoiser,
-            solver=SOLVERS.load("ddim")(),
+            solver=make_solver("ddim"),
             times=scheduler.timesteps.double(),
             seed=config.seed,
             batch_size=config.batch_size,
@@ -70,7 +70,7 @@ def _proportional(config: BenchmarkConfig, denoiser: Any) -> Row:
     many, few = (torch.linspace(*ends, count, dtype=torch.float64) for count in (50, 5))
     engine = Engine(
         denoiser=denoiser,
-        solver=SOLVERS.load("ddim")(),
+        solver=make_solver("ddim"),
         times=many,
         seed=config.seed,
         batch_size=config.batch_size,

@@ -168,7 +168,7 @@ class StudyTrainingConfig(CommonConfig):
         variants: Name to what it changes of them ("loss.name": s2dm); the first one is compared with.
         scaled: Name to [variant, skip]: that variant's networks, their eps times S²-DM's b(t) when sampling.
         seeds: Training seeds; several processes may take some each.
-        solver: Name in the solver registry.
+        solver: A solver, with its settings if it has any: ddim:eta=0.5.
         nfe: Evaluations per image, evenly spaced between the default ends.
         num_samples: Images per budget.
         num_real: Training images that distances to training data are measured with.

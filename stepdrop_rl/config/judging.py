@@ -171,7 +171,7 @@ class SamplerTableConfig(CommonConfig):
 
     Args:
         model: Name of a shipped model, or the folder of one (default: the data set's).
-        solvers: Names in the solver registry (empty: all).
+        solvers: Solvers, with their settings if they have any (empty: all).
         schedules: Fixed spacings.
         nfe: Evaluations per image.
         diffusers: Also diffusers' own samplers, on their own grids.

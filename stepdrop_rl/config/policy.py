@@ -13,7 +13,7 @@ class EnvConfig:
     """The decision problem.
 
     Args:
-        solver: Name in the solver registry.
+        solver: A solver, with its settings if it has any: ddim:eta=0.5.
         num_decisions: N, points of the decision grid between the model's ends.
         price: Price of an evaluation; without it one is drawn per episode.
         price_min: Smallest price drawn.
@@ -103,9 +103,10 @@ class AgentChoice(CommonConfig):
     Args:
         model: Name of a shipped model, or the folder of one (default: the data set's).
         policy: Name of an agent, a policy folder, or a schedule file.
-        solver: Name in the solver registry (a learned policy brings its own).
+        solver: A solver, with its settings if it has any: ddim:eta=0.5 (a learned policy brings its own).
         target_nfe: Mean evaluations per image to spend at most (a learned policy without --price: 5).
         price: Price of an evaluation given to a learned policy, instead of target_nfe.
+        clip: How clean estimates are kept within [−1, 1]: static, dynamic (Imagen's thresholding) or none.
         actions: sample draws from the policy's probabilities, mode takes the likelier action.
         num_decisions: N, points of the decision grid, for agents that bring none.
         num_samples: Images to draw.
@@ -118,6 +119,7 @@ class AgentChoice(CommonConfig):
     solver: str | None = None
     target_nfe: float | None = None
     price: float | None = None
+    clip: Literal["static", "dynamic", "none"] = "static"
     actions: Literal["sample", "mode"] = "sample"
     num_decisions: int = 24
     num_samples: int = 2560
@@ -154,7 +156,7 @@ class SearchConfig(CommonConfig):
         model: Name of a shipped model, or the folder of one (default: the data set's).
         method: xue, gits, oss, ld3, blackbox or mixture.
         nfe: Evaluations per image.
-        solver: Name in the solver registry.
+        solver: A solver, with its settings if it has any: ddim:eta=0.5.
         output: Schedule file (default runs/DATA/schedules/METHOD-SOLVER-NFE.json).
     """
 

@@ -29,7 +29,7 @@ from stepdrop_rl.models.denoiser import NetworkDenoiser
 from stepdrop_rl.models.unet import Model
 from stepdrop_rl.policies import load_policy, save_policy
 from stepdrop_rl.pricing import price_for
-from stepdrop_rl.solvers import SOLVERS
+from stepdrop_rl.solvers import make_solver
 
 _POLICY = "policy"
 
@@ -125,7 +125,7 @@ class StepDropPipeline(DiffusionPipeline):  # type: ignore[misc]
         assert self.policy.times is not None
         return Engine(
             denoiser=denoiser,
-            solver=SOLVERS.load(self.policy.info.solver)(),
+            solver=make_solver(self.policy.info.solver),
             times=self.policy.times,
             seed=seed,
             role=role,

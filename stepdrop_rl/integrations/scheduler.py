@@ -23,7 +23,7 @@ from torch import Tensor
 from envs.errors import UserError
 from stepdrop_rl.diffusion import NoiseSchedule, image_scale, to_epsilon
 from stepdrop_rl.models.unet import Model
-from stepdrop_rl.solvers import SOLVERS
+from stepdrop_rl.solvers import make_solver
 from stepdrop_rl.solvers.base import Anchor
 
 
@@ -64,7 +64,7 @@ class StepDropScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> None:
         self.schedule = NoiseSchedule(beta_schedule, num_train_timesteps)
         self.alphas_cumprod = self.schedule.alpha_bar.float()
-        self._solver = SOLVERS.load(solver)()
+        self._solver = make_solver(solver)
         self._times = torch.tensor(list(times), dtype=torch.float64)
         self.schedule.check_times(self._times)
         if network_times is not None and len(network_times) != len(self._times):

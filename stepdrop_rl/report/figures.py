@@ -84,7 +84,7 @@ def sampler_curves(rows: Sequence[Mapping[str, Any]], distance: str, title: str)
             for schedule, points in schedules.items():
                 nfe, value = zip(*points, strict=True)
                 if schedule == best:
-                    style = "--" if ":" in solver else "-"
+                    style = "--" if solver.startswith("diffusers:") else "-"
                     axes.plot(nfe, value, style, color=shade, linewidth=1.8, label=f"{solver}, {schedule}")
                 else:
                     axes.plot(nfe, value, color=shade, linewidth=0.5, alpha=0.4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from envs.errors import UserError
 from stepdrop_rl.diffusion import NoiseSchedule, image_scale
 from stepdrop_rl.solvers.base import Anchor, data_jump
+from stepdrop_rl.solvers.reference import Parser, number, ramp
 
 
 class DDIM:
@@ -17,21 +19,31 @@ class DDIM:
 
     η = 0 is the deterministic sampler, of order 1; η = 1 the Markovian skipped-step posterior.
 
+    η may change on the way: linearly in time, or in one step at lam = 0.
+
     Args:
-        eta: η.
+        eta: η; or two, of jumps that start at the noise schedule's first time T − 1 and at its last, 0.
         early: η of jumps that start where there is more noise than signal (lam < 0), if another.
     """
 
     order: ClassVar[int | None] = 1
     history: ClassVar[int] = 1
+    settings: ClassVar[Mapping[str, Parser]] = {"eta": ramp, "early": number}
 
-    def __init__(self, eta: float = 0.0, early: float | None = None) -> None:
-        self.eta = eta
-        self.early = eta if early is None else early
-        for value in (self.eta, self.early):
+    def __init__(self, eta: float | tuple[float, float] = 0.0, early: float | None = None) -> None:
+        self.first, self.last = eta if isinstance(eta, tuple) else (eta, eta)
+        self.early = early
+        values = [self.first, self.last, *([] if early is None else [early])]
+        for value in values:
             if not 0 <= value <= 1:
-                raise UserError(f"DDIM's eta must lie in [0, 1], not {value}")
-        self.stochastic = self.eta > 0 or self.early > 0
+                raise UserError(f"DDIM's eta must lie in [0, 1], not {value:g}")
+        self.stochastic = max(values) > 0
+
+    def eta(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
+        """η of jumps that start at times ``t`` (B,)."""
+        share = t.double() / (schedule.num_train_timesteps - 1)
+        eta = self.last + (self.first - self.last) * share
+        return eta if self.early is None else eta.masked_fill(schedule.lam(t) < 0, self.early)
 
     def jump(self, schedule: NoiseSchedule, anchor: Anchor, s: Tensor, noise: Tensor | None) -> Tensor:
         """One jump; needs ``noise`` where η > 0."""
@@ -41,9 +53,11 @@ class DDIM:
         assert noise is not None
         alpha_t, sigma_t = schedule.alpha_sigma(t)
         alpha_s, sigma_s = schedule.alpha_sigma(s)
-        early = schedule.lam(t) < 0
-        eta = torch.full_like(sigma_s, self.eta).masked_fill(early, self.early)
-        d = eta * (sigma_s / sigma_t) * torch.sqrt(-torch.expm1(2 * torch.log(alpha_t / alpha_s)))
+        d = (
+            self.eta(schedule, t)
+            * (sigma_s / sigma_t)
+            * torch.sqrt(-torch.expm1(2 * torch.log(alpha_t / alpha_s)))
+        )
         eps_share = torch.sqrt(sigma_s**2 - d**2) / sigma_t  # of eps = (x_t − α_t·x0_hat)/σ_t
         return (
             image_scale(alpha_s - eps_share * alpha_t, x) * x0
@@ -56,6 +70,7 @@ class MarkovEarly(DDIM):
     """Markovian steps while there is more noise than signal, then deterministic ones: a hybrid of ours."""
 
     order: ClassVar[int | None] = None
+    settings: ClassVar[Mapping[str, Parser]] = {}
 
     def __init__(self) -> None:
         super().__init__(eta=0.0, early=1.0)
@@ -65,6 +80,7 @@ class MarkovLate(DDIM):
     """Deterministic steps first, Markovian ones after lam = 0: the reverse of :class:`MarkovEarly`."""
 
     order: ClassVar[int | None] = None
+    settings: ClassVar[Mapping[str, Parser]] = {}
 
     def __init__(self) -> None:
         super().__init__(eta=1.0, early=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from stepdrop_rl.diffusion import NoiseSchedule, image_scale
 from stepdrop_rl.solvers.base import Anchor
 from stepdrop_rl.solvers.exponential import growing
 from stepdrop_rl.solvers.multistep import Multistep
+from stepdrop_rl.solvers.reference import Parser, number
 
 
 class Multistep3:
@@ -26,6 +28,7 @@ class Multistep3:
     order: ClassVar[int | None] = 3
     history: ClassVar[int] = 3
     stochastic = False
+    settings: ClassVar[Mapping[str, Parser]] = {"curvature": number}
 
     def __init__(self, curvature: float = 1.0) -> None:
         self.curvature = curvature

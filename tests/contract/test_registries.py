@@ -37,21 +37,33 @@ def test_a_near_miss_is_answered_with_the_nearest_name(registry: Registry):
     assert f"did you mean '{name}'" in line
 
 
+def spent(p: torch.Tensor) -> float:
+    """Mean evaluations, from P(evaluate | point, evaluations so far): the first is always made."""
+    count = torch.zeros(p.shape[1], dtype=p.dtype)
+    count[1] = 1
+    for row in p:
+        count = count * (1 - row) + torch.cat((count.new_zeros(1), (count * row)[:-1]))
+    return float((count * torch.arange(len(count))).sum())
+
+
 @pytest.mark.parametrize("name", list(BASELINES))
 @pytest.mark.parametrize("nfe", [1, 2, 5, 7.3, 32])
 def test_baselines_are_made_from_a_budget(name: str, nfe: float):
     agent = BASELINES.load(name)(Budget(nfe, 980.0, 20.0, 32, NoiseSchedule("cosine", 1000)))
     assert agent.name == name
-    observation = torch.zeros(31, len(ENTRIES) if agent.observes else 0)
-    if agent.observes:  # a row per decision, at its place on the grid
-        observation[:, 0] = torch.arange(1, 32) / 31
-    p = agent.probabilities(observation)
-    assert p.shape == (31,)
+    # a row per decision and number of evaluations so far, at its place on the grid
+    observation = torch.zeros(31, 33, len(ENTRIES) if agent.observes else 0)
+    if agent.observes:
+        names = [entry.name for entry in ENTRIES]
+        observation[:, :, names.index("position")] = torch.arange(1, 32).unsqueeze(1) / 31
+        observation[:, :, names.index("evaluations")] = torch.arange(33) / 32
+    p = agent.probabilities(observation.flatten(0, 1))
+    assert p.shape == (31 * 33,)
     assert bool(((p >= 0) & (p <= 1)).all())
     if isinstance(agent, Adaptive):
         return  # its tolerance is found on noise
     if agent.times is None:
-        assert 1 + float(p.sum()) == pytest.approx(nfe)
+        assert spent(p.reshape(31, 33).double()) == pytest.approx(nfe)
     else:
         assert len(agent.times) == -(-nfe // 1)
         last = 980 / len(agent.times) if name == "trailing" else 20.0

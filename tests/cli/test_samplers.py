@@ -1,0 +1,66 @@
+"""Solver references and clipping on the command line: taken everywhere, recorded, refused in one line."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+QUICK = ["--tracking", "none", "--data.name", "digits"]
+
+
+def call(name, *argv):
+    return importlib.import_module(f"stepdrop_rl.{name}").main([*argv, *QUICK])
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "policy, solver, clip",
+    [
+        ("target_stochastic", "ddim:eta=1-0", "dynamic"),
+        ("target_importance", "ddim:eta=0.5", "none"),
+        ("uniform", "ddim:eta=0:early=1", "static"),
+    ],
+)
+def test_samples_record_solver_and_clipping(policy, solver, clip):
+    argv = ["--policy", policy, "--solver", solver, "--clip", clip, "--target-nfe", "4", "--num-samples", "8"]
+    assert call("sample", *argv, "--json", "sample.json") == 0
+    record = json.loads(Path("sample.json").read_text())
+    assert (record["policy"], record["solver"], record["clip"]) == (policy, solver, clip)
+    assert record["nfe_mean"] == 4
+
+
+def test_a_search_and_its_schedule_carry_the_reference(capsys):
+    argv = ["--method", "xue", "--nfe", "4", "--solver", "ddim:eta=0.3"]
+    assert call("search", *argv) == 0
+    path = Path("runs/digits/schedules/xue-ddim-eta=0.3-4.json")
+    assert json.loads(path.read_text())["solver"] == "ddim:eta=0.3"
+    assert call("sample", "--policy", str(path), "--num-samples", "4", "--json", "s.json") == 0
+    assert json.loads(Path("s.json").read_text())["solver"] == "ddim:eta=0.3"
+    assert call("sample", "--policy", str(path), "--solver", "ddim", "--num-samples", "4") == 2
+    assert "made for solver 'ddim:eta=0.3'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, argv, says",
+    [
+        ("sample", ["--policy", "uniform", "--solver", "ddim:eta=2"], "not 2"),
+        ("evaluate", ["--policy", "uniform", "--solver", "ddim:ata=0.5"], "did you mean 'eta'"),
+        ("evaluate", ["--ladder", "{ddim:eta=x: [2]}"], "needs a number or two"),
+        ("train_policy", ["--env.solver", "multistep:eta=1"], "takes no settings"),
+        ("search", ["--solver", "dim:eta=1"], "did you mean 'ddim'"),
+        ("sampler_table", ["--solvers", "[ddim:eta=7]"], "not 7"),
+        ("study_training", ["--solver", "ddim:eta=7"], "not 7"),
+        ("sample", ["--policy", "uniform", "--clip", "hard"], "clip"),
+    ],
+)
+def test_what_is_refused_ends_with_one_line_and_exit_code_2(capsys, name, argv, says):
+    assert call(name, *argv) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"{name}: ")
+    assert "\n" not in error
+    assert says in error
