@@ -98,13 +98,12 @@ class DiffusionProcess:
             return x0[:, 0]
         anchor = Anchor(
             self._x[rows],
-            self._times[rows, 0],
             x0,
             self._times[rows],
             self._count[rows],
             None if self._eps is None else self._eps[rows],
         )
-        target = torch.where(clean, anchor.t, s.double())
+        target = torch.where(clean, anchor.times[:, 0], s.double())
         noise = None
         if self.solver.stochastic:
             noise = normal(

@@ -114,7 +114,7 @@ class ModelGround:
                 newest = [seen[min(i, len(seen) - 1)] for i in range(max(2, self.solver.history))]
                 x0, eps, before = (torch.stack(values, 1) for values in zip(*newest, strict=True))
                 filled = torch.full((count,), min(k, x0.shape[1]), device=x.device)
-                anchor = Anchor(x, before[:, 0], x0, before, filled, eps)
+                anchor = Anchor(x, x0, before, filled, eps)
                 noise = self._noise(images, at) if self.solver.stochastic else None
                 x = self.solver.jump(self._schedule, anchor, at, noise)
             estimate = self._estimate(x, at, None if told is None else told[k].expand(count))

@@ -147,7 +147,7 @@ class StepDropScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             newest = [self._seen[min(i, len(self._seen) - 1)] for i in range(depth)]
             x0s, noises, times = (torch.stack(values, 1) for values in zip(*newest, strict=True))
             count = torch.full((len(sample),), len(self._seen), device=sample.device)
-            anchor = Anchor(sample, t, x0s, times, count, noises)
+            anchor = Anchor(sample, x0s, times, count, noises)
             s = self._times[self._index].to(sample.device).expand(len(sample))
             noise = None
             if self._solver.stochastic:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from envs.errors import UserError
-from stepdrop_rl.diffusion import NoiseSchedule, image_scale
-from stepdrop_rl.solvers.base import Anchor, data_jump
+from stepdrop_rl.diffusion import NoiseSchedule
+from stepdrop_rl.solvers.base import Solver, Weights, data_weights
 from stepdrop_rl.solvers.reference import Parser, number, ramp
 
 
-class DDIM:
+class DDIM(Solver):
     """x_s = α_s·x0_hat + √(σ_s² − d²)·eps + d·z, with d = η·(σ_s/σ_t)·√(1 − ᾱ_t/ᾱ_s).
 
     η = 0 is the deterministic sampler, of order 1; η = 1 the Markovian skipped-step posterior.
@@ -45,12 +45,12 @@ class DDIM:
         eta = self.last + (self.first - self.last) * share
         return eta if self.early is None else eta.masked_fill(schedule.lam(t) < 0, self.early)
 
-    def jump(self, schedule: NoiseSchedule, anchor: Anchor, s: Tensor, noise: Tensor | None) -> Tensor:
-        """One jump; needs ``noise`` where η > 0."""
-        x, t, x0 = anchor.x, anchor.t, anchor.x0[:, 0]
+    def weights(self, schedule: NoiseSchedule, times: Tensor, count: Tensor, s: Tensor) -> Weights:
+        """Of x, of x0_hat, and of noise where η > 0."""
+        t = times[:, 0]
         if not self.stochastic:
-            return data_jump(schedule, x, t, s, x0)
-        assert noise is not None
+            of_x, of_data = data_weights(schedule, t, s)
+            return Weights(of_x, of_data.unsqueeze(1))
         alpha_t, sigma_t = schedule.alpha_sigma(t)
         alpha_s, sigma_s = schedule.alpha_sigma(s)
         d = (
@@ -59,11 +59,7 @@ class DDIM:
             * torch.sqrt(-torch.expm1(2 * torch.log(alpha_t / alpha_s)))
         )
         eps_share = torch.sqrt(sigma_s**2 - d**2) / sigma_t  # of eps = (x_t − α_t·x0_hat)/σ_t
-        return (
-            image_scale(alpha_s - eps_share * alpha_t, x) * x0
-            + image_scale(eps_share, x) * x
-            + image_scale(d, x) * noise
-        )
+        return Weights(eps_share, (alpha_s - eps_share * alpha_t).unsqueeze(1), noise=d)
 
 
 class MarkovEarly(DDIM):

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stepdrop_rl.diffusion import NoiseSchedule, image_scale
-from stepdrop_rl.solvers.base import Anchor
+from stepdrop_rl.diffusion import NoiseSchedule
+from stepdrop_rl.solvers.base import Solver, Weights
 
 # Weights of eps, newest first, by the number of evaluations used.
 WEIGHTS = (
@@ -19,33 +19,27 @@ WEIGHTS = (
 )
 
 
-class IPNDM:
+class IPNDM(Solver):
     """x_s = (α_s/α_t)·x_t + (σ_s − α_s·σ_t/α_t)·Σ_j w_j·eps_j, w by Adams and Bashforth.
 
     The weights are those of even steps in σ/α, where the declared order holds; on other grids they are what
     the field uses all the same (PLMS).
     """
 
-    stochastic = False
     needs_eps: ClassVar[bool] = True
     order: ClassVar[int | None] = 2
     history: ClassVar[int] = 2
 
-    def jump(self, schedule: NoiseSchedule, anchor: Anchor, s: Tensor, noise: Tensor | None) -> Tensor:
-        """One jump; ``noise`` is not used."""
-        assert anchor.eps is not None
-        x = anchor.x
-        table = torch.zeros(self.history, self.history, dtype=torch.float64, device=x.device)
+    def weights(self, schedule: NoiseSchedule, times: Tensor, count: Tensor, s: Tensor) -> Weights:
+        """Of x and of the last noise estimates."""
+        table = torch.zeros(self.history, self.history, dtype=torch.float64)
         for depth in range(self.history):
             table[depth, : depth + 1] = torch.tensor(WEIGHTS[depth], dtype=torch.float64)
-        weights = table[(anchor.count - 1).clamp(0, self.history - 1)]  # (B, history)
-        alpha_t, sigma_t = schedule.alpha_sigma(anchor.t)
+        shares = table.to(s.device)[(count - 1).clamp(0, self.history - 1)]  # (B, history)
+        alpha_t, sigma_t = schedule.alpha_sigma(times[:, 0])
         alpha_s, sigma_s = schedule.alpha_sigma(s)
         step = sigma_s - alpha_s * sigma_t / alpha_t
-        result = image_scale(alpha_s / alpha_t, x) * x
-        for k in range(self.history):
-            result = result + image_scale(step * weights[:, k], x) * anchor.eps[:, k]
-        return result
+        return Weights(alpha_s / alpha_t, eps=step.unsqueeze(1) * shares)
 
 
 class IPNDM3(IPNDM):

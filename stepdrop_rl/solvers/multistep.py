@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stepdrop_rl.diffusion import NoiseSchedule, image_scale
-from stepdrop_rl.solvers.base import Anchor, data_jump
+from stepdrop_rl.diffusion import NoiseSchedule
+from stepdrop_rl.solvers.base import Solver, Weights, data_weights
 
 
-class Multistep:
+class Multistep(Solver):
     """Extrapolates x0_hat linearly in lam through the last two evaluations.
 
     D = x0 + h/(2·h_prev)·(x0 − x0_prev), h_prev = lam_t − lam_prev; with one evaluation only, D = x0.
@@ -19,14 +19,13 @@ class Multistep:
 
     order: ClassVar[int | None] = 2
     history: ClassVar[int] = 2
-    stochastic = False
 
-    def jump(self, schedule: NoiseSchedule, anchor: Anchor, s: Tensor, noise: Tensor | None) -> Tensor:
-        """One jump; ``noise`` is not used."""
-        x0, previous = anchor.x0[:, 0], anchor.x0[:, 1]
-        lam_t = schedule.lam(anchor.t)
+    def weights(self, schedule: NoiseSchedule, times: Tensor, count: Tensor, s: Tensor) -> Weights:
+        """Of x and of the last two clean estimates."""
+        lam_t = schedule.lam(times[:, 0])
         h = schedule.lam(s) - lam_t
-        h_prev = lam_t - schedule.lam(anchor.times[:, 1])
-        first = anchor.count < 2
+        h_prev = lam_t - schedule.lam(times[:, 1])
+        first = count < 2
         slope = torch.where(first, torch.zeros_like(h), h / (2 * torch.where(first, 1.0, h_prev)))
-        return data_jump(schedule, anchor.x, anchor.t, s, x0 + image_scale(slope, x0) * (x0 - previous))
+        of_x, of_data = data_weights(schedule, times[:, 0], s)
+        return Weights(of_x, torch.stack((of_data * (1 + slope), -of_data * slope), 1))

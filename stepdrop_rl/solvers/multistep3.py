@@ -8,14 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stepdrop_rl.diffusion import NoiseSchedule, image_scale
-from stepdrop_rl.solvers.base import Anchor
+from stepdrop_rl.diffusion import NoiseSchedule
+from stepdrop_rl.solvers.base import Solver, Weights
 from stepdrop_rl.solvers.exponential import growing
 from stepdrop_rl.solvers.multistep import Multistep
 from stepdrop_rl.solvers.reference import Parser, number
 
 
-class Multistep3:
+class Multistep3(Solver):
     """Extrapolates x0_hat quadratically in lam through the last three evaluations, and integrates exactly:
 
         x_s = (σ_s/σ_t)·x_t + α_s·(N_0·D + N_1·D′ + N_2·D″/2),
@@ -33,26 +33,24 @@ class Multistep3:
     def __init__(self, curvature: float = 1.0) -> None:
         self.curvature = curvature
 
-    def jump(self, schedule: NoiseSchedule, anchor: Anchor, s: Tensor, noise: Tensor | None) -> Tensor:
-        """One jump; ``noise`` is not used."""
-        x = anchor.x
-        full = anchor.count >= 3
-        lam_t, lam_1, lam_2 = (schedule.lam(anchor.times[:, k]) for k in range(3))
+    def weights(self, schedule: NoiseSchedule, times: Tensor, count: Tensor, s: Tensor) -> Weights:
+        """Of x and of the last three clean estimates."""
+        full = count >= 3
+        lam_t, lam_1, lam_2 = (schedule.lam(times[:, k]) for k in range(3))
         h = schedule.lam(s) - lam_t
         h_1 = torch.where(full, lam_t - lam_1, 1.0)
         h_2 = torch.where(full, lam_1 - lam_2, 1.0)
-        d0, d1, d2 = (anchor.x0[:, k] for k in range(3))
-        first = (d0 - d1) / image_scale(h_1, x)
-        second = (first - (d1 - d2) / image_scale(h_2, x)) / image_scale(h_1 + h_2, x)
-        slope = first + image_scale(h_1, x) * second
-        alpha_s, sigma_s = schedule.alpha_sigma(s)
-        _, sigma_t = schedule.alpha_sigma(anchor.t)
-        n = [growing(h, k) * alpha_s for k in range(3)]
-        third = (
-            image_scale(sigma_s / sigma_t, x) * x
-            + image_scale(n[0], x) * d0
-            + image_scale(n[1], x) * slope
-            + image_scale(self.curvature * n[2], x) * second
-        )
-        lower = Multistep().jump(schedule, anchor, s, noise)
-        return torch.where(full.reshape(-1, *[1] * (x.ndim - 1)), third, lower)
+        # Divided differences as weights of D_0, D_1, D_2.
+        zero = torch.zeros_like(h)
+        unit = torch.stack((torch.ones_like(h), zero, zero), 1)
+        first = torch.stack((1 / h_1, -1 / h_1, zero), 1)
+        before = torch.stack((zero, 1 / h_2, -1 / h_2), 1)
+        second = (first - before) / (h_1 + h_2).unsqueeze(1)
+        slope = first + h_1.unsqueeze(1) * second
+        alpha_s, _ = schedule.alpha_sigma(s)
+        n = [(growing(h, k) * alpha_s).unsqueeze(1) for k in range(3)]
+        third = n[0] * unit + n[1] * slope + self.curvature * n[2] * second
+        lower = Multistep().weights(schedule, times, count, s)
+        assert lower.data is not None
+        data = torch.where(full.unsqueeze(1), third, torch.cat((lower.data, zero.unsqueeze(1)), 1))
+        return Weights(lower.x, data)

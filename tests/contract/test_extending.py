@@ -194,7 +194,7 @@ def test_each_sample_gets_noise_by_its_own_anchor() -> None:
     assert int((schedule.lam(TIMES) < 0).sum()) == NOISY
     x, x0, noise = torch.randn(3, len(TIMES), 1, 2, 2, generator=torch.Generator().manual_seed(0)).unbind()
     times = torch.stack((TIMES, TIMES), 1)
-    anchor = Anchor(x, TIMES, torch.stack((x0, x0), 1), times, torch.ones(len(TIMES), dtype=torch.int64))
+    anchor = Anchor(x, torch.stack((x0, x0), 1), times, torch.ones(len(TIMES), dtype=torch.int64))
     got, markovian, straight = (
         solver.jump(schedule, anchor, TIMES - 20, noise) for solver in (early_noise(), DDPM(), DDIM())
     )

@@ -94,7 +94,6 @@ def final_error(
         newest = [max(i - k, 0) for k in range(depth)]
         anchor = Anchor(
             x,
-            times[i],
             torch.stack([seen[j] for j in newest], 1),
             torch.stack([times[j] for j in newest], 1),
             torch.full((len(x),), i + 1),
@@ -147,7 +146,7 @@ def after_one(x: Tensor, t: Tensor, x0: Tensor) -> Anchor:
     alpha, sigma = (v.reshape(-1, 1, 1, 1) for v in NoiseSchedule("cosine", 1000).alpha_sigma(t))
     eps = (x - alpha * x0) / sigma
     count = torch.ones(len(t), dtype=torch.int64)
-    return Anchor(x, t, torch.stack([x0] * 4, 1), torch.stack([t] * 4, 1), count, torch.stack([eps] * 4, 1))
+    return Anchor(x, torch.stack([x0] * 4, 1), torch.stack([t] * 4, 1), count, torch.stack([eps] * 4, 1))
 
 
 @pytest.mark.parametrize("name", sorted(set(ALL) - set(LARGER)))

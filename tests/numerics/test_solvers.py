@@ -83,7 +83,6 @@ def anchor_of(x: Tensor, t: Tensor, x0: Tensor, schedule: NoiseSchedule = COSINE
     empty = torch.zeros_like(x0)
     return Anchor(
         x,
-        t,
         torch.stack((x0, empty, empty, empty), 1),
         t.unsqueeze(1).repeat(1, 4),
         torch.ones(len(t), dtype=torch.int64),
@@ -102,7 +101,7 @@ def anchor_with_history(x: Tensor, t: Tensor, x0: Tensor) -> Anchor:
     seen = torch.stack([x0 * 0.8**k for k in range(4)], 1)
     times = torch.stack([t + 50.0 * k for k in range(4)], 1)
     eps = torch.stack([eps_of(x, t, x0) + 0.1 * k for k in range(4)], 1)
-    return Anchor(x, t, seen, times, torch.full((len(t),), 4), eps)
+    return Anchor(x, seen, times, torch.full((len(t),), 4), eps)
 
 
 def pairs(count: int = 64) -> tuple[Tensor, Tensor]:
@@ -351,7 +350,7 @@ def test_ddim_with_eta_1_is_the_markovian_step() -> None:
     # Same algebra by another road: σ_s² − d² cancels to (ᾱ_t/ᾱ_s)·(σ_s²/σ_t)², as small as 1e-9 of σ_s² for
     # the longest jump, whose root then holds 1e-16/1e-9 = 1e-7 of its digits, and weighs 1e-5: below 1e-10.
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-    narrow = Anchor(x.float(), t, anchor.x0.float(), anchor.times, anchor.count)
+    narrow = Anchor(x.float(), anchor.x0.float(), anchor.times, anchor.count)
     # In float32 three products are rounded and added: a few units of 6e-8 of numbers below 5.
     torch.testing.assert_close(
         DDIM(eta=1.0).jump(schedule, narrow, s, noise.float()),
@@ -417,7 +416,6 @@ def test_multistep_by_hand() -> None:
 
     anchor = Anchor(
         image(x),
-        t.reshape(1),
         torch.stack((image(x0), image(x0_previous)), 1),
         torch.stack((t, previous)).reshape(1, 2),
         torch.tensor([2]),
