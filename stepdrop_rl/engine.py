@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +25,11 @@ from agents.base import Agent
 from agents.fixed import FixedSchedule
 from agents.planned import Planned
 from envs.observation import Grid, observe
-from envs.philox import Role, Stream, uniform
+from envs.philox import Role, Stream, normal, uniform
 from envs.protocols import Evidence
 from stepdrop_rl.estimates import Clip
+from stepdrop_rl.fixed_pass import FixedPass
 from stepdrop_rl.models.denoiser import Denoiser
-from stepdrop_rl.models.retimed import RetimedDenoiser
 from stepdrop_rl.process import DiffusionProcess
 from stepdrop_rl.solvers.base import Solver
 
@@ -137,8 +138,11 @@ class Engine:
     ) -> Iterator[Finished | None]:
         """Draw images in bounded memory: after every network call, what it finished (None: nothing)."""
         times = self.grid(agent)
-        slots = _Slots(self, agent, times, min(self.batch_size, num_images), price)
         images = torch.arange(first_image, first_image + num_images, device=times.device)
+        if isinstance(agent, FixedSchedule):
+            yield from self._in_step(agent, times, images)
+            return
+        slots = _Slots(self, agent, times, min(self.batch_size, num_images), price)
         slots.fill(slots.all[: len(images)], images[: len(slots.all)])
         taken = len(slots.all)
         active = slots.all
@@ -158,6 +162,24 @@ class Engine:
                 over[finished[len(fresh) :]] = True
                 active = active[~over[active]]
 
+    def _in_step(self, agent: FixedSchedule, times: Tensor, images: Tensor) -> Iterator[Finished | None]:
+        """All samples at the same time: no coins, no state of their own."""
+        told = None if agent.network_times is None else agent.network_times.to(times.device)
+        run = FixedPass(self.denoiser, self.solver, times, clip=self.clip, network_times=told)
+        key: dict[str, Any] = {"seed": self.seed, "role": self.role}
+        shape = self.denoiser.shape
+        for ids in images.split(self.batch_size):
+
+            def noise(t: Tensor, ids: Tensor = ids) -> Tensor:
+                return normal(shape, stream=Stream.JUMP, image=ids, time=t, **key)
+
+            x = normal(shape, stream=Stream.INITIAL, image=ids, **key)
+            for call, x0 in enumerate(run.run(x, noise), start=1):
+                if call == len(times):
+                    yield Finished(ids, x0, torch.ones(len(ids), len(times), dtype=torch.bool))
+                else:
+                    yield None
+
 
 class _Slots:
     """The samples in flight: where each stands, and which point of the grid it evaluates next."""
@@ -166,9 +188,8 @@ class _Slots:
         self.engine = engine
         self.agent = agent
         device = times.device
-        told = agent.network_times if isinstance(agent, FixedSchedule) else None
         self.process = DiffusionProcess(
-            engine.denoiser if told is None else RetimedDenoiser(engine.denoiser, times, told),
+            engine.denoiser,
             engine.solver,
             num_rows=num_slots,
             seed=engine.seed,
@@ -183,9 +204,6 @@ class _Slots:
         self.evaluated = torch.zeros(num_slots, len(times), dtype=torch.bool, device=device)
         self.coins = torch.zeros(num_slots, len(times), dtype=torch.float64, device=device)
         self.price = torch.full((num_slots,), price, dtype=torch.float64, device=device)
-        # A fixed schedule needs no coin, and its samples walk in step: the host knows where they are.
-        self.in_step = isinstance(agent, FixedSchedule)
-        self._step = 0
         # Whole schedules are known when a sample begins.
         self.plan = torch.zeros_like(self.evaluated) if isinstance(agent, Planned) else None
 
@@ -202,8 +220,7 @@ class _Slots:
             self.plan[rows] = self.agent.plan(ids, self._coins(ids, times[:1].expand(len(ids))))
             self.point[rows] = self.plan[rows].to(torch.uint8).argmax(1)
         self.process.start(rows, ids, times[self.point[rows]])
-        self._step = 0
-        if not (self.in_step or self.engine.mode or self.plan is not None):
+        if not (self.engine.mode or self.plan is not None):
             flat = self._coins(ids.repeat_interleave(len(times)), times.repeat(len(ids)))
             self.coins[rows] = flat.reshape(len(ids), len(times))
 
@@ -222,10 +239,6 @@ class _Slots:
     def decide(self, rows: Tensor) -> Tensor | None:
         """Move the rows to the points they evaluate next; return which of them are done (None: none is)."""
         size = len(self.grid)
-        if self.in_step:
-            self._step += 1
-            self.point[rows] += 1
-            return None if self._step < size else torch.ones_like(rows, dtype=torch.bool)
         anchor = self.point[rows]
         ahead = anchor.unsqueeze(1) + torch.arange(1, size - int(anchor.min()), device=rows.device)
         valid = ahead < size

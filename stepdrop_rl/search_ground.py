@@ -14,12 +14,13 @@ from agents.base import TimeScale
 from agents.search.base import Trajectory
 from envs.philox import Role, Stream, normal
 from stepdrop_rl.config import DataConfig
-from stepdrop_rl.diffusion import image_scale
 from stepdrop_rl.environment import data_of
+from stepdrop_rl.estimates import estimate
+from stepdrop_rl.fixed_pass import FixedPass
 from stepdrop_rl.metrics import Extractor, gather, load_extractor, load_reference
 from stepdrop_rl.metrics.distances import frechet_distance
 from stepdrop_rl.models.unet import Model
-from stepdrop_rl.solvers.base import Anchor, Solver, data_jump
+from stepdrop_rl.solvers.base import Solver, data_jump
 from stepdrop_rl.teacher import BANK_SEED
 
 _BATCH = 256
@@ -65,18 +66,11 @@ class ModelGround:
             time=None if s is None else s.detach(),
         )
 
-    def _estimate(self, x: Tensor, t: Tensor, told: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x0_hat, clipped, and the eps that goes with it."""
-        self._evaluations += len(x)
-        eps, _ = self.model.denoiser(x, t, told=told)
-        alpha, sigma = (image_scale(value, x) for value in self._schedule.alpha_sigma(t))
-        x0 = ((x - sigma * eps) / alpha).clamp(-1, 1)
-        return x0, (x - alpha * x0) / sigma
-
     def clean(self, x: Tensor, times: Tensor) -> Tensor:
         """Clean estimates of ``x`` at ``times`` (B,)."""
+        self._evaluations += len(x)
         with torch.no_grad():
-            return self._estimate(x, times.to(x.device))[0]
+            return estimate(self.model.denoiser, x, times.to(x.device), clip="static").x0
 
     def jump(self, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Order-1 jumps from times ``t`` to ``s``, both (B,)."""
@@ -101,25 +95,17 @@ class ModelGround:
         """Results of a schedule for these images; differentiable in both kinds of times."""
         times = times.to(self.device)
         told = None if network_times is None else network_times.to(self.device)
-        parts = torch.tensor(list(images), device=self.device).split(_BATCH)
-        return torch.cat([self._draw(times, part, told) for part in parts])
+        run = FixedPass(self.model.denoiser, self.solver, times, network_times=told)
+        results = []
+        for part in torch.tensor(list(images), device=self.device).split(_BATCH):
 
-    def _draw(self, times: Tensor, images: Tensor, told: Tensor | None) -> Tensor:
-        x = self._noise(images)
-        count = len(images)
-        seen: list[tuple[Tensor, Tensor, Tensor]] = []  # x0, eps, time; newest first
-        for k, t in enumerate(times):
-            at = t.expand(count)
-            if k:
-                newest = [seen[min(i, len(seen) - 1)] for i in range(max(2, self.solver.history))]
-                x0, eps, before = (torch.stack(values, 1) for values in zip(*newest, strict=True))
-                filled = torch.full((count,), min(k, x0.shape[1]), device=x.device)
-                anchor = Anchor(x, x0, before, filled, eps)
-                noise = self._noise(images, at) if self.solver.stochastic else None
-                x = self.solver.jump(self._schedule, anchor, at, noise)
-            estimate = self._estimate(x, at, None if told is None else told[k].expand(count))
-            seen.insert(0, (*estimate, at))
-        return seen[0][0]
+            def noise(s: Tensor, part: Tensor = part) -> Tensor:
+                return self._noise(part, s)
+
+            *_, clean = run.run(self._noise(part), noise)
+            self._evaluations += len(part) * len(times)
+            results.append(clean)
+        return torch.cat(results)
 
     @property
     def extractor(self) -> Extractor:

@@ -45,7 +45,7 @@ def _now(device: torch.device) -> float:
 
 
 def measure_rollout(config: BenchmarkConfig) -> list[Row]:
-    """Share of a PPO rollout that its networks take, at ``num_envs`` trajectories and at four times as many."""
+    """The networks' share of a PPO rollout, at ``num_envs`` trajectories and at four times as many."""
     device = resolve_device(config.device)
     model = load_model(config.model or config.data.name, device)
     world = make_world(EnvConfig(bank_size=ROLLOUT_BANK), model=model, data=config.data)

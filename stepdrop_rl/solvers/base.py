@@ -46,7 +46,7 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a jump takes of everything: ``x`` and ``noise`` (B,), ``data`` and ``eps`` (B, K), None for nothing.
+    """What a jump takes of everything: ``x``, ``noise`` (B,), ``data``, ``eps`` (B, K); None for nothing.
 
     The weight of an evaluation that a sample does not have yet is 0.
     """

@@ -264,7 +264,8 @@ def test_mode_takes_the_likelier_action() -> None:
 def test_certainty_needs_no_coin() -> None:
     everywhere = engine(mixture()).sample(Bernoulli(0.0), 20)
     fixed = engine(mixture()).sample(FixedSchedule("full", GRID), 20)
-    exact(everywhere.images, fixed.images)
+    # A fixed schedule runs in step, with plain numbers for weights: rounding differs, nothing else.
+    torch.testing.assert_close(everywhere.images, fixed.images, rtol=0, atol=2e-6)
     assert bool(everywhere.evaluated.all())
 
 
