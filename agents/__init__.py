@@ -36,5 +36,6 @@ ALGORITHMS = Registry(
         "a2c": "agents.sb3:A2CLearner",
         "dqn": "agents.sb3:DQNLearner",
         "rloo": "agents.rloo:RLOOLearner",
+        "relaxed": "agents.relaxed:RelaxedLearner",
     },
 )

@@ -10,44 +10,25 @@ Shapes: R = rows, G to a group; T = decisions of an episode; D observation entri
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from agents.actor import (
+    blind,
+    layers_of,
+    load_optimizer_state,
+    make_network,
+    optimizer_state,
+    start_at,
+    under,
+)
 from agents.policy import LearnedPolicy, PolicyInfo
 from envs.errors import UserError
-from envs.observation import ENTRIES
 from envs.registry import unknown_name
 from envs.sb3 import StepDropVecEnv
-
-_WIDTHS = (64, 64)
-
-_TIME = ("position", "lam", "log_price")
-SIGHTS: dict[str, tuple[str, ...] | None] = {
-    "sample": None,
-    "schedule": (*_TIME, "lam_since_anchor", "evaluations"),
-    "time": _TIME,
-}
-"""What the policy may see: everything; its own schedule so far, but nothing that the sample shows (a mixture
-of whole schedules); or where it stands alone (a probability per timestep). The critic sees everything."""
-
-
-def _network(inputs: int, outputs: int, gain: float) -> nn.Sequential:
-    """Tanh layers with orthogonal weights, as PPO's are usually begun."""
-    layers: list[nn.Module] = []
-    for width in _WIDTHS:
-        layers += [nn.Linear(inputs, width), nn.Tanh()]
-        inputs = width
-    layers.append(nn.Linear(inputs, outputs))
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            nn.init.orthogonal_(layer.weight, math.sqrt(2))
-            nn.init.zeros_(layer.bias)
-    nn.init.orthogonal_(layers[-1].weight, gain)  # type: ignore[arg-type]
-    return nn.Sequential(*layers)
 
 
 def sibling_advantages(advantages: Tensor, group: int) -> Tensor:
@@ -119,34 +100,14 @@ class RLOOLearner:
         inputs = self.core.walk.observe(self.core.rows[:0]).shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.actor_network = _network(inputs, 2, 0.01)
-            self.critic = _network(inputs, 1, 1.0)
-        others = len(self.core.walk.grid) - 1
-        rate = min(max((h["initial_nfe"] - 1) / others, 0.01), 0.99)
-        last = self.actor_network[-1]
-        assert isinstance(last, nn.Linear)
-        with torch.no_grad():
-            last.bias.copy_(torch.tensor([0.0, math.log(rate / (1 - rate))]))
-        self._blind(str(h["sees"]))
+            self.actor_network = make_network(inputs, 2, 0.01)
+            self.critic = make_network(inputs, 1, 1.0)
+        start_at(self.actor_network, h["initial_nfe"], len(self.core.walk.grid))
+        blind(self.actor_network, str(h["sees"]))
         parameters = [*self.actor_network.parameters(), *self.critic.parameters()]
         self.optimizer = torch.optim.Adam(parameters, lr=h["learning_rate"], eps=1e-5)
         self.num_decisions = 0
         self.core.quality.reset(seed)
-
-    def _blind(self, sees: str) -> None:
-        """Let the policy see no more than it may: weights of the other entries are 0 and stay 0."""
-        if sees not in SIGHTS:
-            raise unknown_name("sees", sees, SIGHTS)
-        names = SIGHTS[sees]
-        if names is None:
-            return
-        first = self.actor_network[0]
-        assert isinstance(first, nn.Linear)
-        mask = torch.zeros_like(first.weight)
-        mask[:, [i for i, entry in enumerate(ENTRIES) if entry.name in names]] = 1.0
-        with torch.no_grad():
-            first.weight.mul_(mask)
-        first.weight.register_hook(lambda gradient: gradient * mask)
 
     def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:
         """Learn until ``decisions`` in all; ``go_on`` hears the count before each round and may end it."""
@@ -237,35 +198,22 @@ class RLOOLearner:
 
     def policy(self, info: PolicyInfo, projection: tuple[Tensor, Tensor] | None = None) -> LearnedPolicy:
         """What has been learned so far."""
-        layers = [m for m in self.actor_network if isinstance(m, nn.Linear)]
-        return LearnedPolicy(
-            info, [(m.weight.detach().clone(), m.bias.detach().clone()) for m in layers], projection
-        )
+        return LearnedPolicy(info, layers_of(self.actor_network), projection)
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs: weights, optimiser, counter, generator, what rewards have learned."""
         tensors = {f"actor.{k}": v for k, v in self.actor_network.state_dict().items()}
         tensors |= {f"critic.{k}": v for k, v in self.critic.state_dict().items()}
-        for i, entry in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{key}": torch.as_tensor(value) for key, value in entry.items()}
+        tensors |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer).items()}
         tensors["generator"] = self.generator.get_state()
         tensors["num_decisions"] = torch.tensor(self.num_decisions)
         return tensors | {f"quality.{k}": v for k, v in self.core.quality.state().items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`."""
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.actor_network.load_state_dict(part("actor."))
-        self.critic.load_state_dict(part("critic."))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in part("optimizer.").items():
-            index, _, key = name.partition(".")
-            moments.setdefault(int(index), {})[key] = value
-        full = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**full, "state": moments})
+        self.actor_network.load_state_dict(under(tensors, "actor."))
+        self.critic.load_state_dict(under(tensors, "critic."))
+        load_optimizer_state(self.optimizer, under(tensors, "optimizer."))
         self.generator.set_state(tensors["generator"])
         self.num_decisions = int(tensors["num_decisions"])
-        self.core.quality.load_state(part("quality."))
+        self.core.quality.load_state(under(tensors, "quality."))

@@ -73,13 +73,20 @@ class Grid:
 def observe(
     grid: Grid, index: Tensor, anchor: Tensor, nfe: Tensor, price: Tensor, evidence: Evidence
 ) -> Tensor:
-    """Return (R, D) float32 observations of samples at grid points ``index``, last evaluated at ``anchor``.
+    """Return (R, D) float32 observations of samples at points ``index``, last evaluated at ``anchor``."""
+    return observe_from(grid, index, grid.lam[anchor], nfe, price, evidence)
+
+
+def observe_from(
+    grid: Grid, index: Tensor, lam_anchor: Tensor, nfe: Tensor, price: Tensor, evidence: Evidence
+) -> Tensor:
+    """:func:`observe`, given the half log-SNR of the last evaluations; differentiable.
 
     The order-1 and order-2 jumps differ by α_s·(1 − e^{−h})·h/(2·h_prev)·(x0_hat − previous), so their
     distance needs no image: it follows from x0_change.
     """
     span = grid.lam[-1] - grid.lam[0]
-    lam, lam_anchor = grid.lam[index], grid.lam[anchor]
+    lam = grid.lam[index]
     h = lam - lam_anchor
     gap = evidence.lam_change.double().clamp(min=1e-6)
     change = evidence.x0_change.double()

@@ -7,7 +7,7 @@ Rows are slots of a batch; each row holds one sample at its own time. Shapes: R 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -57,6 +57,48 @@ class ReverseProcess(Protocol):
 
     def evidence(self, rows: Tensor) -> Evidence:
         """What the last evaluations showed of these rows."""
+
+
+class GatedTrajectories(Protocol):
+    """Trajectories of a batch down a grid in which every evaluation has a weight, its gate, in [0, 1].
+
+    Gates of 0 and 1 are the decision problem's skip and evaluate, and bring its results. All that is told is
+    differentiable in all gates so far. The first point is evaluated from the start.
+    """
+
+    @property
+    def lam_anchor(self) -> Tensor:
+        """Half log-SNR of the rows' last evaluations, (R,) float64."""
+
+    @property
+    def nfe(self) -> Tensor:
+        """Evaluations so far, (R,) float64: the sum of the gates."""
+
+    def advance(self, gates: Tensor) -> None:
+        """Go on to the next point, where each row evaluates with the weight of its gate, (R,)."""
+
+    def x0(self) -> Tensor:
+        """The rows' current clean estimates."""
+
+    def evidence(self) -> Evidence:
+        """What the last evaluations showed."""
+
+
+@runtime_checkable
+class DifferentiableProcess(Protocol):
+    """A :class:`ReverseProcess` that gradients pass through.
+
+    ``relaxes``: whether gates between 0 and 1 mean anything; where they do not, give whole ones, whose
+    gradients are those of relaxed ones (straight through).
+    """
+
+    relaxes: bool
+
+    def gated(self, images: Tensor, times: Tensor, *, recompute: bool = True) -> GatedTrajectories:
+        """Start images (ids, (R,)) down a grid ``times`` (N,), beside the process's own rows.
+
+        ``recompute``: call the network a second time for gradients instead of keeping its activations.
+        """
 
 
 class QualityScore(Protocol):

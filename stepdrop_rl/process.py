@@ -13,12 +13,13 @@ from envs.philox import Role, Stream, normal
 from envs.protocols import Evidence
 from stepdrop_rl.diffusion import CLEAN
 from stepdrop_rl.estimates import Clip, clip_of, estimate, rms
+from stepdrop_rl.gated import GatedRows
 from stepdrop_rl.models.denoiser import Denoiser
 from stepdrop_rl.solvers.base import Anchor, Solver
 
 
 class DiffusionProcess:
-    """A :class:`envs.protocols.ReverseProcess` over a denoiser.
+    """A :class:`envs.protocols.ReverseProcess`, and a differentiable one, over a denoiser.
 
     Args:
         denoiser: Says what noise is in an image.
@@ -53,11 +54,11 @@ class DiffusionProcess:
         device = self.schedule.device
         self.projection = None if projection is None else (projection[0].to(device), projection[1].to(device))
         self.num_features = 0 if projection is None else projection[0].shape[1]
+        self.relaxes = solver.history == 1  # none that looks back on half an evaluation
         depth = max(2, solver.history)  # the evidence looks back on two evaluations
         self._x = torch.zeros(num_rows, *denoiser.shape, device=device)
         self._x0 = torch.zeros(num_rows, depth, *denoiser.shape, device=device)
-        needs_eps = getattr(solver, "needs_eps", False)
-        self._eps = torch.zeros(num_rows, depth, *denoiser.shape, device=device) if needs_eps else None
+        self._eps = torch.zeros(num_rows, depth, *denoiser.shape, device=device) if solver.needs_eps else None
         self._times = torch.zeros(num_rows, depth, dtype=torch.float64, device=device)
         self._count = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._image = torch.zeros(num_rows, dtype=torch.int64, device=device)
@@ -158,6 +159,10 @@ class DiffusionProcess:
             clipped=self._clipped[rows],
             features=self._features[rows],
         )
+
+    def gated(self, images: Tensor, times: Tensor, *, recompute: bool = True) -> GatedRows:
+        """Differentiable trajectories of images (ids, (R,)) down ``times`` (N,), beside the rows."""
+        return GatedRows(self, images, times, recompute=recompute)
 
 
 __all__ = ["CLEAN", "DiffusionProcess"]

@@ -55,7 +55,8 @@ class Candidates:
     @cached_property
     def features(self) -> Tensor:
         """(R, F)."""
-        with torch.no_grad():
+        # Gradients only where they are asked for: for images that carry one.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.x0.requires_grad):
             return self.ground.features(self.x0)
 
 

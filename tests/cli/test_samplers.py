@@ -5,6 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+
+from stepdrop_rl.interrupt import StopRequest
+from stepdrop_rl.weights import load_tensors, read_json
 
 QUICK = ["--tracking", "none", "--data.name", "digits"]
 
@@ -64,3 +68,39 @@ def test_what_is_refused_ends_with_one_line_and_exit_code_2(capsys, name, argv, 
     assert error.startswith(f"{name}: ")
     assert "\n" not in error
     assert says in error
+
+
+TINY = [
+    *("--algo", "relaxed", "--env.bank-size", "64", "--env.teacher-steps", "8", "--env.num-decisions", "6"),
+    *("--num-envs", "16", "--decisions", "320", "--judge-every", "160", "--judge-samples", "32"),
+]
+
+
+@pytest.mark.parametrize("solver", ["ddim:eta=0.2", "multistep"])
+def test_a_relaxed_policy_is_learned_resumed_and_drawn_with(solver, monkeypatch):
+    argv = [*TINY, "--env.solver", solver, "--env.num-features", "2", "--hyperparameters", "{batch_size: 8}"]
+    assert call("train_policy", *argv, "--output", "whole") == 0
+    info = json.loads(Path("whole/policy.json").read_text())
+    assert (info["algo"], info["solver"]) == ("relaxed", solver)
+    looks = iter([False, False, True])
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "__bool__", lambda self: next(looks))
+        assert call("train_policy", *argv, "--output", "parts") == 0
+    assert read_json(Path("parts/state.json"))["history"][-1]["decisions"] == 160
+    assert call("train_policy", *argv, "--output", "parts", "--resume") == 0
+    whole, parts = (load_tensors(Path(folder, "state.safetensors")) for folder in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    argv = ["--policy", "whole", "--num-samples", "64", "--price", "0.02", "--json", "e.json"]
+    argv += ["--baselines", "[target_stochastic]", "--blocks", "2", "--curve", "[]", "--tuned", "false"]
+    assert call("evaluate", *argv, "--teacher", "false", "--clip", "dynamic") == 0
+    records = json.loads(Path("e.json").read_text())["records"]
+    assert [record["policy"] for record in records] == ["relaxed", "target_stochastic"]
+    assert {(record["solver"], record["clip"]) for record in records} == {(solver, "dynamic")}
+
+
+def test_relaxed_gates_need_a_solver_of_order_1(capsys):
+    assert call("train_policy", *TINY, "--hyperparameters", "{gates: relaxed}") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("train_policy: ")
+    assert "solve by ddim" in error

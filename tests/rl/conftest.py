@@ -14,6 +14,7 @@ from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.engine import Engine
 from stepdrop_rl.models.analytic import GaussianMixture
 from stepdrop_rl.process import DiffusionProcess
+from stepdrop_rl.solvers import make_solver
 from stepdrop_rl.solvers.multistep import Multistep
 from stepdrop_rl.teacher import full_trajectory
 
@@ -40,9 +41,10 @@ class Problem:
         num_rows: int = 1,
         reward: dict[str, float] | None = None,
         prices: tuple[float, float] = (0.01, 0.1),
+        solver: str = "multistep",
     ) -> StepDropCore:
         process = DiffusionProcess(
-            self.denoiser, Multistep(), num_rows=num_rows, seed=0, role=Role.POLICY_TRAINING
+            self.denoiser, make_solver(solver), num_rows=num_rows, seed=0, role=Role.POLICY_TRAINING
         )
         ground = Ground(**(vars(self.ground) | {"prices": prices}))
         quality = WeightedQuality(reward or {"feature": 1.0}, ground, num_rows)

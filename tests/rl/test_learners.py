@@ -16,12 +16,22 @@ QUICK = {
     "ppo": {"batch_size": 64, "n_epochs": 4, "learning_rate": 3e-3},
     "a2c": {"learning_rate": 3e-3},
     "rloo": {"learning_rate": 3e-3, "n_epochs": 4},
+    "relaxed": {"learning_rate": 1e-2, "batch_size": 16},
     "dqn": {"learning_starts": 64, "batch_size": 64, "train_freq": 1, "gradient_steps": 1},
 }
 
 
-def learner_of(problem, algo, num_envs=16, seed=0, reward=None, prices=(0.01, 0.1), **hyperparameters):
-    env = StepDropVecEnv(problem.core(num_envs, reward or {"feature": 1.0}, prices=prices))
+def learner_of(
+    problem,
+    algo,
+    num_envs=16,
+    seed=0,
+    reward=None,
+    prices=(0.01, 0.1),
+    solver="multistep",
+    **hyperparameters,
+):
+    env = StepDropVecEnv(problem.core(num_envs, reward or {"feature": 1.0}, prices=prices, solver=solver))
     logged = []
     learner = ALGORITHMS.load(algo)(
         env,
@@ -54,7 +64,7 @@ def test_the_exported_policy_is_the_learned_one(problem, algo):
     if algo == "dqn":
         expected = learner.model.predict(observation.numpy(), deterministic=True)[0]
         assert np.array_equal(policy.probabilities(observation).numpy() > 0.5, expected == 1)
-    elif algo == "rloo":
+    elif algo in ("rloo", "relaxed"):
         expected = torch.softmax(learner.actor_network(observation), -1)[:, 1]
         torch.testing.assert_close(policy.probabilities(observation), expected.detach())
     else:

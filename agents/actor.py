@@ -1,0 +1,94 @@
+"""The small network of a policy: how it begins, what it may see, and how it and its optimiser are kept.
+
+Shapes: R observations (R, D); two outputs: skip, evaluate.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from envs.observation import ENTRIES
+from envs.registry import unknown_name
+
+_WIDTHS = (64, 64)
+
+_TIME = ("position", "lam", "log_price")
+SIGHTS: dict[str, tuple[str, ...] | None] = {
+    "sample": None,
+    "schedule": (*_TIME, "lam_since_anchor", "evaluations"),
+    "time": _TIME,
+}
+"""What the policy may see: everything; its own schedule so far, but nothing that the sample shows (a mixture
+of whole schedules); or where it stands alone (a probability per timestep). The critic sees everything."""
+
+
+def make_network(inputs: int, outputs: int, gain: float) -> nn.Sequential:
+    """Tanh layers with orthogonal weights, as PPO's are usually begun."""
+    layers: list[nn.Module] = []
+    for width in _WIDTHS:
+        layers += [nn.Linear(inputs, width), nn.Tanh()]
+        inputs = width
+    layers.append(nn.Linear(inputs, outputs))
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.orthogonal_(layer.weight, math.sqrt(2))
+            nn.init.zeros_(layer.bias)
+    nn.init.orthogonal_(layers[-1].weight, gain)  # type: ignore[arg-type]
+    return nn.Sequential(*layers)
+
+
+def start_at(actor: nn.Sequential, nfe: float, num_points: int) -> None:
+    """Let an untrained policy spend ``nfe`` on average on a grid of ``num_points``."""
+    rate = min(max((nfe - 1) / (num_points - 1), 0.01), 0.99)
+    last = actor[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.bias.copy_(torch.tensor([0.0, math.log(rate / (1 - rate))]))
+
+
+def blind(actor: nn.Sequential, sees: str) -> None:
+    """Let the policy see no more than it may: weights of the other entries are 0 and stay 0."""
+    if sees not in SIGHTS:
+        raise unknown_name("sees", sees, SIGHTS)
+    names = SIGHTS[sees]
+    if names is None:
+        return
+    first = actor[0]
+    assert isinstance(first, nn.Linear)
+    mask = torch.zeros_like(first.weight)
+    mask[:, [i for i, entry in enumerate(ENTRIES) if entry.name in names]] = 1.0
+    with torch.no_grad():
+        first.weight.mul_(mask)
+    first.weight.register_hook(lambda gradient: gradient * mask)
+
+
+def layers_of(actor: nn.Sequential) -> list[tuple[Tensor, Tensor]]:
+    """Copies of (weight, bias) of every layer."""
+    linear = [module for module in actor if isinstance(module, nn.Linear)]
+    return [(module.weight.detach().clone(), module.bias.detach().clone()) for module in linear]
+
+
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, which is taken off."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser remembers of each parameter."""
+    return {
+        f"{index}.{key}": torch.as_tensor(value)
+        for index, entry in optimizer.state_dict()["state"].items()
+        for key, value in entry.items()
+    }
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Go on from :func:`optimizer_state`."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        moments.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})

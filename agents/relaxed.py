@@ -1,0 +1,214 @@
+"""Learnable skip probabilities by gradients through the sampler: a relaxed Bernoulli gate at every point.
+
+A gate is a binary concrete variable (Maddison et al. 2017, appendix B; Jang et al. 2017), with u uniform and
+p = P(evaluate) the policy's answer:
+
+    g = sigmoid((logit p + log u − log(1 − u))/temperature),      P(g > ½) = p, whatever the temperature.
+
+The trajectory is differentiable in its gates (:class:`envs.protocols.GatedTrajectories`), so what is made
+small is the loss itself, with no critic and no score function:
+
+    −Φ(end) + price·Σ g.
+
+``gates: relaxed`` walks with g as it is, falling to 0 and 1 as the temperature does (solvers of order 1);
+``straight_through`` walks with [g > ½], which is the decision problem itself, and takes g's gradient;
+``auto`` is the first where the process allows it. With ``sees: time`` it learns a probability per timestep;
+see :data:`agents.actor.SIGHTS`. A round costs N network calls an image (skipped or not), again as many and a
+backward pass for gradients.
+
+Shapes: R rows; N points of the grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from agents.actor import (
+    blind,
+    layers_of,
+    load_optimizer_state,
+    make_network,
+    optimizer_state,
+    start_at,
+    under,
+)
+from agents.policy import LearnedPolicy, PolicyInfo
+from envs.errors import UserError
+from envs.observation import observe_from
+from envs.protocols import DifferentiableProcess
+from envs.registry import unknown_name
+from envs.sb3 import StepDropVecEnv
+
+GATES = ("auto", "relaxed", "straight_through")
+_EDGE = 1e-6  # u stays this far from 0 and 1
+
+
+def gate(margin: Tensor, u: Tensor, temperature: float, *, whole: bool) -> Tensor:
+    """(R,) gates for logits ``margin`` and uniform ``u``; ``whole``: 0 or 1, with the relaxed gradient."""
+    u = u.clamp(_EDGE, 1 - _EDGE)
+    relaxed = torch.sigmoid((margin + torch.log(u) - torch.log1p(-u)) / temperature)
+    if not whole:
+        return relaxed
+    return (relaxed.detach() > 0.5).to(relaxed.dtype) + (relaxed - relaxed.detach())
+
+
+class RelaxedLearner:
+    """A :class:`agents.sb3.Learner` of our own.
+
+    Args:
+        env: The batch; its process must be differentiable.
+        seed: Of weights, episodes and gates.
+        hyperparameters: Over ``defaults``.
+        log: Takes each round's learning curves and the number of decisions so far.
+    """
+
+    output: ClassVar[str] = "softmax"
+    activation: ClassVar[str] = "tanh"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "learning_rate": 3e-3,
+        "final_rate": 0.1,
+        "batch_size": 32,
+        "temperature": 0.67,
+        "final_temperature": 0.2,
+        "ent_coef": 0.001,
+        "max_grad_norm": 0.5,
+        "initial_nfe": 5.0,
+        "gates": "auto",
+        "recompute": True,
+        "sees": "sample",
+    }
+
+    def __init__(
+        self,
+        env: StepDropVecEnv,
+        *,
+        seed: int,
+        hyperparameters: Mapping[str, Any],
+        log: Callable[[dict[str, float], int], None],
+    ) -> None:
+        for name in hyperparameters:
+            if name not in self.defaults:
+                raise unknown_name("hyperparameter", name, self.defaults)
+        self.env = env
+        self.core = env.core
+        self.log = log
+        self.hyperparameters = {**self.defaults, **hyperparameters}
+        h = self.hyperparameters
+        if h["gates"] not in GATES:
+            raise unknown_name("gates", str(h["gates"]), GATES)
+        if not 0 < h["final_temperature"] <= h["temperature"]:
+            raise UserError(
+                "temperatures must be positive and fall: "
+                f"temperature {h['temperature']}, final_temperature {h['final_temperature']}"
+            )
+        if int(h["batch_size"]) < 1:
+            raise UserError(f"batch_size must be positive, not {h['batch_size']}")
+        process = self.core.walk.process
+        if not isinstance(process, DifferentiableProcess):
+            raise UserError("'relaxed' learns by gradients through the sampler: this process has none")
+        self.process: DifferentiableProcess = process
+        if h["gates"] == "relaxed" and not process.relaxes:
+            raise UserError(
+                "this solver looks back on several evaluations and has no relaxed gates: "
+                "give it gates: straight_through, or solve by ddim"
+            )
+        self.whole = h["gates"] == "straight_through" or not process.relaxes
+        self.generator = torch.Generator().manual_seed(seed)
+        inputs = self.core.walk.observe(self.core.rows[:0]).shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.actor_network = make_network(inputs, 2, 0.01)
+        start_at(self.actor_network, h["initial_nfe"], len(self.core.walk.grid))
+        blind(self.actor_network, str(h["sees"]))
+        self.optimizer = torch.optim.Adam(self.actor_network.parameters(), lr=h["learning_rate"], eps=1e-5)
+        self.num_decisions = 0
+        self.core.quality.reset(seed)
+
+    def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:
+        """Learn until ``decisions`` in all; ``go_on`` hears the count before each round and may end it."""
+        h = self.hyperparameters
+        while self.num_decisions < decisions and go_on(self.num_decisions):
+            left = 1 - self.num_decisions / decisions
+            for parameters in self.optimizer.param_groups:
+                parameters["lr"] = h["learning_rate"] * (h["final_rate"] + (1 - h["final_rate"]) * left)
+            temperature = h["final_temperature"] + (h["temperature"] - h["final_temperature"]) * left
+            self.log(self._round(temperature), self.num_decisions)
+
+    def _round(self, temperature: float) -> dict[str, float]:
+        """One episode of every row, a step of the optimiser for every ``batch_size`` of them."""
+        core, h = self.core, self.hyperparameters
+        words = torch.randint(0, 2**32, (len(core.rows),), generator=self.generator)
+        core.seed(core.rows, words.to(core.rows.device))
+        core.begin(core.rows)
+        told, sizes = [], []
+        for rows in core.rows.split(int(h["batch_size"])):
+            reward, spent, entropy, x0 = self._walk(rows, temperature)
+            loss = -reward.mean() - h["ent_coef"] * entropy
+            self.optimizer.zero_grad()
+            loss.backward(inputs=list(self.actor_network.parameters()))
+            norm = nn.utils.clip_grad_norm_(self.actor_network.parameters(), h["max_grad_norm"])
+            if not bool(torch.isfinite(norm)):
+                raise UserError("gradients through the sampler are not finite: lower env.num_decisions")
+            self.optimizer.step()
+            core.quality.end(rows, x0.detach())
+            told.append([float(v.detach()) for v in (reward.mean(), spent.mean(), entropy, norm)])
+            sizes.append(len(rows))
+        self.num_decisions += len(core.rows) * (len(core.walk.grid) - 1)
+        share = torch.tensor(sizes, dtype=torch.float64) / len(core.rows)
+        reward_mean, spent_mean, entropy_mean, norm_mean = (torch.tensor(told).double().T @ share).tolist()
+        return {
+            "rollout/ep_rew_mean": reward_mean,
+            "rollout/ep_nfe_mean": spent_mean,
+            "train/entropy": entropy_mean,
+            "train/gradient_norm": norm_mean,
+            "train/temperature": temperature,
+            "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+        }
+
+    def _walk(self, rows: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The rows' rewards (R,) and evaluations (R,), the mean entropy of their gates, and their results."""
+        core = self.core
+        grid, price = core.walk.grid, core.walk.price[rows]
+        gated = self.process.gated(
+            core.images[rows], grid.times, recompute=bool(self.hyperparameters["recompute"])
+        )
+        entropies = []
+        for point in range(1, len(grid)):
+            index = torch.full_like(rows, point)
+            seen = observe_from(grid, index, gated.lam_anchor, gated.nfe, price, gated.evidence())
+            logits = self.actor_network(seen.cpu())
+            u = torch.rand(len(rows), generator=self.generator)
+            gates = gate(logits[:, 1] - logits[:, 0], u, temperature, whole=self.whole)
+            gated.advance(gates.to(rows.device))
+            log_p = torch.log_softmax(logits, -1)
+            entropies.append(-(log_p.exp() * log_p).sum(-1).mean())
+        x0 = gated.x0()
+        quality = core.quality.score(rows, x0).double()
+        if torch.is_grad_enabled() and not quality.requires_grad:
+            raise UserError("'relaxed' needs a differentiable reward: this one says nothing of its slope")
+        reward = quality - core.phi[rows] - price * (gated.nfe - 1)
+        return reward, gated.nfe, torch.stack(entropies).mean(), x0
+
+    def policy(self, info: PolicyInfo, projection: tuple[Tensor, Tensor] | None = None) -> LearnedPolicy:
+        """What has been learned so far."""
+        return LearnedPolicy(info, layers_of(self.actor_network), projection)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a resumed run needs: weights, optimiser, counter, generator, what rewards have learned."""
+        tensors = {f"actor.{k}": v for k, v in self.actor_network.state_dict().items()}
+        tensors |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer).items()}
+        tensors["generator"] = self.generator.get_state()
+        tensors["num_decisions"] = torch.tensor(self.num_decisions)
+        return tensors | {f"quality.{k}": v for k, v in self.core.quality.state().items()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from :meth:`state`."""
+        self.actor_network.load_state_dict(under(tensors, "actor."))
+        load_optimizer_state(self.optimizer, under(tensors, "optimizer."))
+        self.generator.set_state(tensors["generator"])
+        self.num_decisions = int(tensors["num_decisions"])
+        self.core.quality.load_state(under(tensors, "quality."))
