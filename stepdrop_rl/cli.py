@@ -31,6 +31,7 @@ COMMANDS: dict[str, type] = {
     "reference": config.ReferenceConfig,
     "check_judge": config.CheckJudgeConfig,
     "benchmark": config.BenchmarkConfig,
+    "study": config.StudyConfig,
     "study_training": config.StudyTrainingConfig,
 }
 

@@ -23,6 +23,7 @@ from stepdrop_rl.config.judging import (
     TrainExtractorConfig,
 )
 from stepdrop_rl.config.policy import AgentChoice, EnvConfig, SampleConfig, SearchConfig, TrainPolicyConfig
+from stepdrop_rl.config.study import StudyConfig
 
 __all__ = [
     "MAX_SEED",
@@ -43,6 +44,7 @@ __all__ = [
     "ScheduleConfig",
     "SearchConfig",
     "SkipAwareConfig",
+    "StudyConfig",
     "StudyTrainingConfig",
     "Tracking",
     "TrainDiffusionConfig",

@@ -19,6 +19,7 @@ from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from stepdrop_rl.comparison import Outcome
 from stepdrop_rl.report.images import image_grid
+from stepdrop_rl.studies.verdict import Entry, Study
 
 _COLOURS = {
     "uniform": "#7f7f7f",
@@ -94,6 +95,77 @@ def sampler_curves(rows: Sequence[Mapping[str, Any]], distance: str, title: str)
         axes.set_ylabel(f"{distance} (lower is better)")
         axes.set_title(title, loc="left", fontsize=9)
         axes.legend(frameon=False, fontsize=7, ncols=2)
+    return figure
+
+
+def study_curves(study: Study, solver: str) -> Figure:
+    """A study's policies over their budgets, with intervals, and everything that they are up against."""
+    judge = study.judges[0]
+    lines: dict[str, list[Entry]] = {}
+    for entry in study.entries:
+        if entry.solver == solver and ", " not in entry.name and entry.name != "full":
+            lines.setdefault(entry.name, []).append(entry)
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
+        palette = plt.get_cmap("tab20")
+        for number, (name, entries) in enumerate(lines.items()):
+            entries.sort(key=lambda entry: entry.mean("nfe_mean"))
+            nfe = [entry.mean("nfe_mean") for entry in entries]
+            found = [entry.estimate(judge, study.distance) for entry in entries]
+            value = [estimate.mean for estimate in found]
+            if study.looks(name):
+                width = [estimate.half_width for estimate in found]
+                axes.errorbar(
+                    nfe,
+                    value,
+                    width,
+                    fmt="o-",
+                    color=palette(number % 20),
+                    linewidth=2.2,
+                    capsize=3,
+                    label=name,
+                )
+            else:
+                axes.plot(nfe, value, ".-", color=palette(number % 20), linewidth=0.9, label=name)
+        full = study.full(solver)
+        if full is not None:
+            floor = full.estimate(judge, study.distance).mean
+            axes.axhline(
+                floor, color=colour("full"), linestyle="--", linewidth=1.2, label=f"full ({full.nfe:g})"
+            )
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(3, 1)))
+        axes.set_xlabel("network evaluations per image (mean)")
+        axes.set_ylabel(f"{study.distance} (lower is better)")
+        axes.set_title(f"{study.config.data.name}, solver {solver}", loc="left", fontsize=10)
+        axes.legend(frameon=False, fontsize=7, ncols=2)
+    return figure
+
+
+def rates_by_budget(study: Study, solver: str) -> Figure | None:
+    """Which timesteps a policy evaluates: a strip per policy and budget; None where there is no policy."""
+    learned = [e for e in study.entries if e.solver == solver and e.name in study.config.policies]
+    if not learned:
+        return None
+    with plt.rc_context(_STYLE | {"axes.grid": False}):
+        figure, panels = plt.subplots(
+            len(learned),
+            1,
+            figsize=(6.8, 0.6 + 0.6 * len(learned)),
+            sharex=True,
+            layout="constrained",
+            squeeze=False,
+        )
+        for axes, entry in zip(panels[:, 0], learned, strict=True):
+            first = entry.results[0]
+            axes.bar(first["times"], first["rates"], width=max(first["times"]) / 64, color=_LEARNED)
+            axes.set_ylim(0, 1)
+            axes.set_yticks([0, 1])
+            axes.set_xlim(max(first["times"]) * 1.02, -max(first["times"]) * 0.02)
+            axes.set_ylabel(f"{entry.name}\n{entry.nfe:g}", rotation=0, ha="right", va="center", fontsize=9)
+        panels[0, 0].set_title("share of images evaluated at each timestep (seed 0)", loc="left", fontsize=10)
+        panels[-1, 0].set_xlabel("diffusion time t")
     return figure
 
 

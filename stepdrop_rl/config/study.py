@@ -1,0 +1,76 @@
+"""The study of policies against everything else, with its controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from stepdrop_rl.config.common import CommonConfig, Precision, require, require_minutes
+
+CONTROLS = ("mode", "mean_schedule", "shuffled", "dealt", "coins")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig(CommonConfig):
+    """Train, search and judge: learned policies against every rival, at the same cost, with their controls.
+
+    Args:
+        model: Name of a shipped model, or the folder of one (default: the data set's).
+        solvers: With each of which all of it is done.
+        nfe: Mean evaluations per image.
+        policies: Name to {algo, seeds: how many, nfe: budgets if not all, train: options of train_policy}.
+        searches: Methods of search, at whole budgets.
+        baselines: Agents of a budget; a * after the name: with the last time that suits it best.
+        controls: What is taken away from each policy (its first seed) in turn: mode, mean_schedule,
+            shuffled, dealt, coins.
+        blind: Policies that never look at the sample: the rivals of those that do.
+        judges: Extractors that no reward used, the first one decides (default: the data set's, validation).
+        num_samples: Images of each contender at each budget.
+        blocks: Disjoint blocks of noise.
+        teacher_steps: Evaluations of the full trajectory.
+        batch_size: Images held at once.
+        precision: Of the network; auto is bfloat16 on CUDA, else float32.
+        output: Folder of all that is made (default runs/DATA/study).
+        report: Folder of report.html, report.md and figures (default: the output folder).
+        max_minutes: Begin no new job after this long; the same command goes on.
+        plan: Say what is to be done and what it will cost, and end.
+    """
+
+    model: str | None = None
+    solvers: list[str] = field(default_factory=lambda: ["multistep"])
+    nfe: list[float] = field(default_factory=lambda: [4.0, 5.0, 6.0, 8.0])
+    policies: dict[str, dict[str, Any]] = field(default_factory=lambda: {"ppo": {"algo": "ppo", "seeds": 1}})
+    searches: list[str] = field(default_factory=lambda: ["xue", "gits", "oss", "ld3", "blackbox", "mixture"])
+    baselines: list[str] = field(
+        default_factory=lambda: ["uniform", "uniform*", "quadratic", "quadratic*", "log_snr", "log_snr*"]
+    )
+    controls: list[str] = field(default_factory=lambda: list(CONTROLS))
+    blind: list[str] = field(default_factory=lambda: ["mixture"])
+    judges: list[str] = field(default_factory=list)
+    num_samples: int = 10_240
+    blocks: int = 5
+    teacher_steps: int = 50
+    batch_size: int = 256
+    precision: Precision = "auto"
+    output: str | None = None
+    report: str | None = None
+    max_minutes: float | None = None
+    plan: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.solvers) and bool(self.nfe), "study needs solvers and budgets")
+        require(min(self.nfe, default=1) >= 1, f"nfe needs budgets of at least 1, not {self.nfe}")
+        require(self.blocks >= 2, f"blocks must be at least 2, not {self.blocks}")
+        require(
+            self.num_samples > 0 and self.num_samples % self.blocks == 0,
+            f"num_samples ({self.num_samples}) must be a multiple of blocks ({self.blocks})",
+        )
+        for name in self.controls:
+            require(name in CONTROLS, f"unknown control '{name}'; known are {', '.join(CONTROLS)}")
+        for name, entry in self.policies.items():
+            unknown = set(entry) - {"algo", "seeds", "nfe", "train"}
+            require(not unknown, f"policies.{name} knows algo, seeds, nfe and train, not {sorted(unknown)}")
+            seeds = entry.get("seeds", 1)
+            require(isinstance(seeds, int) and seeds > 0, f"policies.{name}.seeds must be a positive number")
+        require_minutes(self.max_minutes)

@@ -1,0 +1,134 @@
+"""What a study is to do: jobs, each with the file that shows that it is done, and what each costs.
+
+Costs are network evaluations of single images. Those of training and of searches are estimates, those of
+judging are exact but for policies, which spend their budget at most.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stepdrop_rl.cli import parse
+from stepdrop_rl.config import StudyConfig, TrainPolicyConfig
+
+Kind = Literal["train", "search", "judge"]
+FULL = "full"
+
+_LOOK_PRICES, _LOOK_NFE = 7, 6.0  # of the validation judge
+_PRICE_IMAGES, _PRICE_TRIES = 1024, 5  # to find the price of a budget
+_SEARCH_IMAGES = {"xue": 0, "gits": 256 * 61, "oss": 64 * 50 * 50 // 2, "ld3": 48 * 50}
+_SEARCH_PASSES = {"ld3": 12 * (3 * 48 + 48), "blackbox": 96 * 512, "mixture": 3 * (48 * 512 + 8 * 2048)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to do.
+
+    Args:
+        kind: train, search or judge.
+        name: Of the policy, method or agent.
+        solver: Reference of the solver.
+        nfe: Budget; 0 for training, which serves all of them.
+        seed: Of the policy's training.
+        control: What is taken away from the policy, or None.
+    """
+
+    kind: Kind
+    name: str
+    solver: str
+    nfe: float = 0.0
+    seed: int = 0
+    control: str | None = None
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        of = "" if self.kind != "judge" or self.control is None else f", {self.control.replace('_', ' ')}"
+        at = f" at {self.nfe:g}" if self.nfe else ""
+        seed = f", seed {self.seed}" if self.kind == "train" or self.seed else ""
+        return f"{self.kind} {self.name}{of}{at}, {self.solver}{seed}"
+
+    def path(self, root: Path) -> Path:
+        """The file that shows that it is done."""
+        slug = _slug(f"{self.name}-{self.solver}")
+        if self.kind == "train":
+            return root / "policies" / f"{slug}-{self.seed}" / "state.json"
+        if self.kind == "search":
+            return root / "schedules" / f"{slug}-{self.nfe:g}.json"
+        control = f"-{self.control}" if self.control else ""
+        return root / "results" / f"{slug}-{self.nfe:g}-{self.seed}{control}.json"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", text.replace("*", "-tuned")).strip("-")
+
+
+def budgets_of(config: StudyConfig, policy: str) -> list[float]:
+    """The budgets at which a policy is judged."""
+    return [float(nfe) for nfe in config.policies[policy].get("nfe", config.nfe)]
+
+
+def training_of(config: StudyConfig, job: Job, root: Path) -> TrainPolicyConfig:
+    """The settings of a training job: the entry's own options above those of all of them."""
+    entry = config.policies[job.name]
+    options = {
+        "data.name": config.data.name,
+        "algo": entry.get("algo", job.name),
+        "env.solver": job.solver,
+        "seed": job.seed,
+        "device": config.device,
+        "tracking": config.tracking,
+        "output": str(job.path(root).parent),
+        "target_nfe": [float(nfe) for nfe in budgets_of(config, job.name)],
+        **entry.get("train", {}),
+    }
+    if config.data.root is not None:
+        options["data.root"] = config.data.root
+    if config.model is not None:
+        options["model"] = config.model
+    return parse(TrainPolicyConfig, "train_policy", [f"--{key}={value}" for key, value in options.items()])
+
+
+def jobs(config: StudyConfig) -> Iterator[Job]:
+    """All of them, in an order in which each finds what it needs."""
+    whole = [nfe for nfe in config.nfe if nfe == int(nfe)]
+    for solver in config.solvers:
+        for name, entry in config.policies.items():
+            for seed in range(int(entry.get("seeds", 1))):
+                yield Job("train", name, solver, seed=seed)
+        for method in config.searches:
+            for nfe in whole:
+                yield Job("search", method, solver, nfe)
+    for solver in config.solvers:
+        yield Job("judge", FULL, solver, float(config.teacher_steps))
+        for nfe in config.nfe:
+            for name, entry in config.policies.items():
+                if nfe not in budgets_of(config, name):
+                    continue
+                for seed in range(int(entry.get("seeds", 1))):
+                    yield Job("judge", name, solver, nfe, seed)
+                for control in config.controls:
+                    yield Job("judge", name, solver, nfe, 0, control)
+            for name in config.baselines:
+                yield Job("judge", name, solver, nfe)
+            if nfe in whole:
+                for method in config.searches:
+                    yield Job("judge", method, solver, nfe)
+
+
+def cost(config: StudyConfig, job: Job, root: Path) -> float:
+    """Network evaluations of single images."""
+    if job.kind == "judge":
+        found = config.num_samples * job.nfe
+        priced = job.name in config.policies and job.control in (None, "mode")
+        return found + (_PRICE_IMAGES * _PRICE_TRIES * job.nfe if priced else 0)
+    if job.kind == "search":
+        return _SEARCH_IMAGES.get(job.name, 0) + _SEARCH_PASSES.get(job.name, 0) * job.nfe
+    training = training_of(config, job, root)
+    episodes = training.decisions / max(training.env.num_decisions - 1, 1)
+    looks = training.decisions / training.judge_every + 1
+    return episodes * _LOOK_NFE + looks * _LOOK_PRICES * training.judge_samples * _LOOK_NFE

@@ -1,0 +1,266 @@
+"""A study told: tables and figures, once as Markdown with files beside it, once as one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from stepdrop_rl.report.figures import rates_by_budget, study_curves
+from stepdrop_rl.report.tables import markdown_table
+from stepdrop_rl.studies.plan import FULL
+from stepdrop_rl.studies.verdict import Claim, Entry, Estimate, Study, difference, ratio
+from stepdrop_rl.weights import write_bytes, write_text
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:1rem 0;font-size:13px}"
+    "th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}"
+    "th:first-child,td:first-child{text-align:left}tr.strong td{font-weight:600}img{max-width:100%}"
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the report: a heading, a paragraph, a table or a figure."""
+
+    heading: str | None = None
+    text: str | None = None
+    table: tuple[list[str], list[list[str]]] | None = None
+    figure: tuple[str, Figure] | None = None
+
+
+def write_report(study: Study, folder: Path) -> Path:
+    """Write report.md, its figures and report.html; return the HTML file."""
+    blocks = compose(study)
+    lines, parts = [], []
+    for block in blocks:
+        if block.heading is not None:
+            lines.append(f"## {block.heading}\n")
+            parts.append(f"<h2>{html.escape(block.heading)}</h2>")
+        if block.text is not None:
+            lines.append(f"{block.text}\n")
+            parts.append(f"<p>{html.escape(block.text)}</p>")
+        if block.table is not None:
+            lines.append(markdown_table(*block.table))
+            parts.append(_html_table(*block.table))
+        if block.figure is not None:
+            name, figure = block.figure
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png")
+            write_bytes(folder / name, buffer.getvalue())
+            lines.append(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})\n")
+            coded = base64.b64encode(buffer.getvalue()).decode()
+            parts.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{coded}">')
+    title = f"stepdrop_rl study: {study.config.data.name}"
+    write_text(folder / "report.md", f"# {title}\n\n" + "\n".join(lines))
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>{''.join(parts)}</html>"
+    )
+    return write_text(folder / "report.html", page)
+
+
+def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        strong = ' class="strong"' if cells[0].startswith("**") else ""
+        inner = "".join(f"<{tag}>{html.escape(cell.replace('**', ''))}</{tag}>" for cell in cells)
+        return f"<tr{strong}>{inner}</tr>"
+
+    return f"<table>{row(header, 'th')}{''.join(row(cells, 'td') for cells in rows)}</table>"
+
+
+def compose(study: Study) -> list[Block]:
+    """All parts of the report."""
+    config = study.config
+    blocks = [Block(text=_opening(study))]
+    for solver in config.solvers:
+        if not study.ends_are_sound(solver):
+            blocks.append(
+                Block(
+                    text=f"Mind the model: with {solver}, a fixed schedule of ten evaluations or fewer beats "
+                    "the full trajectory. Its ends are wrong or it is under-trained."
+                )
+            )
+    a, b = study.claims()
+    blocks += _claims("Claim A: the policy beats the best fixed schedule", a, study)
+    blocks += _claims("Claim B: looking at the sample beats the best mixture that does not look", b, study)
+    for solver in config.solvers:
+        full = study.full(solver)
+        blocks.append(Block(heading=f"Solver {solver}"))
+        blocks.append(Block(figure=(f"quality_{_slug(solver)}.png", study_curves(study, solver))))
+        for nfe in config.nfe:
+            entries = study.at(solver, nfe)
+            if entries:
+                blocks.append(Block(text=f"{nfe:g} evaluations per image, at most:"))
+                blocks.append(Block(table=_table(study, entries, full)))
+        figure = rates_by_budget(study, solver)
+        if figure is not None:
+            blocks.append(Block(figure=(f"rates_{_slug(solver)}.png", figure)))
+    blocks += _questions(study)
+    if study.unreachable:
+        blocks.append(Block(heading="Out of reach"))
+        blocks += [Block(text=line) for line in study.unreachable]
+    return blocks
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in text)
+
+
+def _opening(study: Study) -> str:
+    config = study.config
+    others = ", ".join(study.distances[name] for name in study.judges[1:])
+    device = study.entries[0].results[0]["device"] if study.entries else "nothing yet"
+    return (
+        f"{config.num_samples:,} images of each contender at each budget, the same noise for all, in "
+        f"{config.blocks} blocks of {config.num_samples // config.blocks:,}; judged by {study.distance}"
+        f"{f', second by {others}' if others else ''}, which no reward has seen. ± is half of a 95 % "
+        "t-interval, over blocks or training seeds, whichever is wider; differences are paired by block. "
+        f"A control takes one thing away from the policy of seed 0. Hardware: {device}."
+    )
+
+
+def _number(value: Estimate, digits: int) -> str:
+    return f"{value.mean:.{digits}f} ± {value.half_width:.{digits}f}"
+
+
+def _signed(value: Estimate, digits: int) -> str:
+    return f"{value.mean:+.{digits}f} ± {value.half_width:.{digits}f}"
+
+
+def _table(study: Study, entries: Sequence[Entry], full: Entry | None) -> tuple[list[str], list[list[str]]]:
+    judge = study.judges[0]
+    second = study.judges[1:2]
+    header = ["contender", "NFE", study.distance, "KID", "precision", "recall", "IS"]
+    header += [study.distances[name] for name in second] + ["seeds", "images/s"]
+    ranked = sorted(entries, key=lambda e: e.estimate(judge, study.distance).mean)
+    rows = []
+    for entry in [*ranked, *([full] if full is not None else [])]:
+        cells = [
+            f"**{entry.name}**" if study.looks(entry.name) else entry.name,
+            f"{entry.mean('nfe_mean'):.2f}",
+            _number(entry.estimate(judge, study.distance), 2),
+            _number(entry.estimate(judge, "kid"), 4),
+            *(_number(entry.estimate(judge, metric), 3) for metric in ("precision", "recall")),
+            f"{entry.estimate(judge, 'is_mean').mean:.2f}",
+            *(_number(entry.estimate(name, study.distances[name]), 2) for name in second),
+            str(len(entry.results)),
+            f"{entry.mean('images_per_second'):.0f}",
+        ]
+        rows.append(cells)
+    return header, rows
+
+
+def _claims(heading: str, claims: Sequence[Claim], study: Study) -> list[Block]:
+    if not claims:
+        return []
+    header = [
+        "policy",
+        "solver",
+        "budget",
+        "best rival",
+        "distance",
+        "difference",
+        "KID",
+        "precision",
+        "holds",
+    ]
+    judge = study.judges[0]
+    rows = [
+        [
+            claim.policy.name,
+            claim.policy.solver,
+            f"{claim.policy.nfe:g}",
+            claim.rival.name,
+            f"{claim.policy.estimate(judge, study.distance).mean:.2f} against "
+            f"{claim.rival.estimate(judge, study.distance).mean:.2f}",
+            _signed(claim.distance, 2),
+            _signed(claim.kid, 4),
+            _signed(claim.precision, 3),
+            "yes" if claim.holds else "no",
+        ]
+        for claim in claims
+    ]
+    said = sum(claim.holds for claim in claims)
+    text = f"Holds at {said} of {len(claims)}: the distance is smaller outside the interval, KID agrees, and "
+    return [Block(heading=heading), Block(text=text + "precision is not lower."), Block(table=(header, rows))]
+
+
+def _questions(study: Study) -> list[Block]:
+    """The proposal's questions, in numbers."""
+    judge = study.judges[0]
+    rows: list[list[str]] = []
+    for solver in study.config.solvers:
+        full = study.full(solver)
+        if full is None:
+            continue
+        whole = full.estimate(judge, study.distance).mean
+        score = full.estimate(judge, "is_mean").mean
+        speed = full.mean("images_per_second")
+        names = dict.fromkeys(e.name for e in study.entries if e.solver == solver and e.name != FULL)
+        for name in names:
+            mine = sorted((e for e in study.entries if (e.name, e.solver) == (name, solver)), key=_nfe)
+            cells = [name, solver]
+            for slack in (1.1, 1.2):
+                near = [e for e in mine if e.estimate(judge, study.distance).mean <= slack * whole]
+                cells.append(
+                    f"{near[0].nfe:g} ({1 - ratio(speed, near[0].mean('images_per_second')):.0%} less time)"
+                    if near
+                    else "–"
+                )
+            good = [e for e in mine if e.estimate(judge, "is_mean").mean >= 0.9 * score]
+            cells.append(f"{good[0].nfe:g}" if good else "–")
+            rows.append(cells)
+    header = ["contender", "solver", "within 10 % of full", "within 20 %", "IS ≥ 90 %"]
+    blocks = [
+        Block(heading="The proposal's questions"),
+        Block(
+            text="The smallest budget at which the distance comes within 10 and 20 % of the full trajectory's "
+            "with the time that it saves, and the smallest whose Inception score is 90 % of it. "
+            "Skipping saves time, not memory: the same network runs on the same batch."
+        ),
+        Block(table=(header, rows)),
+    ]
+    curves = _p_skip(study)
+    if curves is not None:
+        blocks += [
+            Block(text="Distance against the share of grid points that chance skips, by curve of p_skip:"),
+            Block(table=curves),
+        ]
+    return blocks
+
+
+def _nfe(entry: Entry) -> float:
+    return entry.nfe
+
+
+def _p_skip(study: Study) -> tuple[list[str], list[list[str]]] | None:
+    judge = study.judges[0]
+    chance: dict[tuple[str, str], dict[float, Entry]] = {}
+    for entry in study.entries:
+        if entry.name == "bernoulli" or entry.name.startswith("skip_"):
+            chance.setdefault((entry.name, entry.solver), {})[entry.nfe] = entry
+    if not chance:
+        return None
+    header = ["curve", "solver"]
+    first: Any = next(iter(chance.values()))
+    points = len(next(iter(first.values())).results[0]["times"])
+    header += [f"p_skip {1 - nfe / points:.2f} ({nfe:g})" for nfe in study.config.nfe]
+    rows = []
+    for (name, solver), found in chance.items():
+        cells = [
+            f"{found[nfe].estimate(judge, study.distance).mean:.2f}" if nfe in found else "–"
+            for nfe in study.config.nfe
+        ]
+        rows.append([name, solver, *cells])
+    return header, rows
+
+
+__all__ = ["Block", "compose", "difference", "write_report"]

@@ -1,0 +1,204 @@
+"""From results to claims: means, intervals, and paired differences over noise blocks and training seeds.
+
+A result holds a metric's value in every block of noise; a policy has one result per training seed. Two
+sources of chance, so two intervals: over blocks (of the mean over seeds) and over seeds (over blocks' means).
+The wider one counts. Differences are taken block by block, on the same noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from stepdrop_rl.config import StudyConfig
+from stepdrop_rl.metrics.blocks import block_mean
+from stepdrop_rl.studies.plan import FULL
+
+Result = Mapping[str, Any]
+
+
+class Estimate(NamedTuple):
+    """A mean and half of its 95 % interval."""
+
+    mean: float
+    half_width: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender at a budget with a solver: the results of all its seeds.
+
+    Args:
+        name: Of the contender; controls are "policy, control".
+        solver: Reference of the solver.
+        nfe: Budget.
+        results: One per seed.
+    """
+
+    name: str
+    solver: str
+    nfe: float
+    results: tuple[Result, ...]
+
+    def values(self, judge: str, metric: str) -> list[list[float]]:
+        """Per seed, per block."""
+        return [list(result["judges"][judge][metric]) for result in self.results]
+
+    def estimate(self, judge: str, metric: str) -> Estimate:
+        """Over blocks and seeds."""
+        return interval(self.values(judge, metric))
+
+    def mean(self, key: str) -> float:
+        """Of a number that a result has once."""
+        return sum(float(result[key]) for result in self.results) / len(self.results)
+
+
+def interval(values: Sequence[Sequence[float]]) -> Estimate:
+    """Mean of (seeds × blocks) values and the wider of the two half widths."""
+    blocks = [sum(column) / len(column) for column in zip(*values, strict=True)]
+    over_blocks = block_mean(blocks)
+    width = over_blocks.half_width
+    if len(values) > 1:
+        width = max(width, block_mean([sum(row) / len(row) for row in values]).half_width)
+    return Estimate(over_blocks.mean, width)
+
+
+def difference(one: Entry, other: Entry, judge: str, metric: str) -> Estimate:
+    """``one`` minus ``other``, paired by block; the other's seeds are averaged."""
+    rival = [sum(column) / len(column) for column in zip(*other.values(judge, metric), strict=True)]
+    return interval([[a - b for a, b in zip(row, rival, strict=True)] for row in one.values(judge, metric)])
+
+
+class Claim(NamedTuple):
+    """A policy against its strongest rival at a budget.
+
+    Args:
+        policy: Who claims.
+        rival: The best of those it is measured against.
+        distance: Difference of the Fréchet distance (negative: the policy is better).
+        kid: Of KID.
+        precision: Of precision.
+        holds: The distance is smaller outside the interval, KID agrees, precision is not lower outside its.
+    """
+
+    policy: Entry
+    rival: Entry
+    distance: Estimate
+    kid: Estimate
+    precision: Estimate
+
+    @property
+    def holds(self) -> bool:
+        """Whether it stands."""
+        return (
+            self.distance.mean + self.distance.half_width < 0
+            and self.kid.mean < 0
+            and self.precision.mean + self.precision.half_width >= 0
+        )
+
+
+@dataclass(frozen=True)
+class Study:
+    """All results of a study.
+
+    Args:
+        config: Its settings.
+        judges: Names of the judges, the deciding one first.
+        distances: Judge to the name of its Fréchet distance.
+        entries: Every contender that could spend its budget.
+        unreachable: "who at what with which solver: why", of the others.
+    """
+
+    config: StudyConfig
+    judges: Sequence[str]
+    distances: Mapping[str, str]
+    entries: Sequence[Entry]
+    unreachable: Sequence[str]
+
+    @property
+    def distance(self) -> str:
+        """Name of the deciding distance."""
+        return self.distances[self.judges[0]]
+
+    def at(self, solver: str, nfe: float) -> list[Entry]:
+        """Who spends this budget with this solver."""
+        return [entry for entry in self.entries if (entry.solver, entry.nfe) == (solver, nfe)]
+
+    def full(self, solver: str) -> Entry | None:
+        """The full trajectory."""
+        return next((e for e in self.entries if e.name == FULL and e.solver == solver), None)
+
+    def looks(self, name: str) -> bool:
+        """Whether a contender is a learned policy that may look at the sample."""
+        return name in self.config.policies and name not in self.config.blind
+
+    def is_fixed(self, name: str) -> bool:
+        """Whether it is a rival in claim A: anything that is not learned to look, nor a policy's control."""
+        plain = ", " not in name and name != FULL and name not in self.config.policies
+        return plain and name not in self.config.blind
+
+    def best(self, entries: Iterable[Entry]) -> Entry | None:
+        """The one of least distance."""
+        ranked = sorted(entries, key=lambda e: e.estimate(self.judges[0], self.distance).mean)
+        return ranked[0] if ranked else None
+
+    def claim(self, policy: Entry, rivals: Iterable[Entry]) -> Claim | None:
+        """The policy against the best of ``rivals``."""
+        rival = self.best(rivals)
+        if rival is None:
+            return None
+        judge = self.judges[0]
+        return Claim(
+            policy,
+            rival,
+            *(difference(policy, rival, judge, metric) for metric in (self.distance, "kid", "precision")),
+        )
+
+    def claims(self) -> tuple[list[Claim], list[Claim]]:
+        """Claim A, against the best that is fixed, and claim B, against the best that does not look."""
+        beats_fixed, looking_pays = [], []
+        for entry in self.entries:
+            if not self.looks(entry.name):
+                continue
+            here = self.at(entry.solver, entry.nfe)
+            a = self.claim(entry, [e for e in here if self.is_fixed(e.name)])
+            blind = [e for e in here if e.name in self.config.blind or e.name == f"{entry.name}, dealt"]
+            b = self.claim(entry, blind)
+            beats_fixed += [] if a is None else [a]
+            looking_pays += [] if b is None else [b]
+        return beats_fixed, looking_pays
+
+    def ends_are_sound(self, solver: str) -> bool:
+        """Whether no fixed schedule of ten evaluations or fewer beats the full trajectory."""
+        full = self.full(solver)
+        if full is None:
+            return True
+        judge = self.judges[0]
+        few = [e for e in self.entries if e.solver == solver and self.is_fixed(e.name) and e.nfe <= 10]
+        gaps = (difference(e, full, judge, self.distance) for e in few)
+        return all(gap.mean + gap.half_width >= 0 for gap in gaps)
+
+
+def gather_entries(results: Iterable[Result]) -> tuple[list[Entry], list[str]]:
+    """Group results by contender, solver and budget; and tell what could not be spent."""
+    groups: dict[tuple[str, str, float], list[Result]] = {}
+    unreachable = []
+    for result in results:
+        name = result["name"] if not result["control"] else f"{result['name']}, {label(result['control'])}"
+        if "unreachable" in result:
+            unreachable.append(f"{name} at {result['nfe']:g}, {result['solver']}: {result['unreachable']}")
+        else:
+            groups.setdefault((name, result["solver"], result["nfe"]), []).append(result)
+    return [Entry(*key, tuple(found)) for key, found in groups.items()], unreachable
+
+
+def label(control: str) -> str:
+    """A control's name for people."""
+    return control.replace("_", " ")
+
+
+def ratio(part: float, whole: float) -> float:
+    """part / whole, NaN where there is no whole."""
+    return part / whole if whole else math.nan

@@ -1,0 +1,208 @@
+"""Doing a study's jobs. Each leaves a file; a job whose file is there, and fits, is not done again.
+
+Shapes: M = images drawn; N = points of a contender's grid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents import BASELINES
+from agents.controls import Shuffled, coins, dealt, mean_schedule
+from agents.policy import LearnedPolicy
+from envs.errors import UserError
+from stepdrop_rl.arena import TUNED, Arena, Contender, budget_of
+from stepdrop_rl.comparison import device_name
+from stepdrop_rl.config import EnvConfig, SearchConfig, StudyConfig
+from stepdrop_rl.device import resolve_device
+from stepdrop_rl.engine import Samples
+from stepdrop_rl.environment import data_of, decision_grid
+from stepdrop_rl.metrics import default_judge, distance_name, gather, over_blocks
+from stepdrop_rl.models.unet import load_model
+from stepdrop_rl.policies import check_fit, load_policy, make_agent
+from stepdrop_rl.studies.plan import FULL, Job, training_of
+from stepdrop_rl.teacher import full_trajectory
+from stepdrop_rl.weights import load_tensors, read_json, save_tensors, write_json
+
+SCHEMA = "stepdrop_rl.study_result/1"
+Result = dict[str, Any]
+
+
+class Workshop:
+    """Where the jobs of a study are done.
+
+    Args:
+        config: The study.
+        root: Folder of its files.
+    """
+
+    def __init__(self, config: StudyConfig, root: Path) -> None:
+        self.config = config
+        self.root = root
+        self.device = resolve_device(config.device)
+        self.model = load_model(config.model or config.data.name, self.device, precision=config.precision)
+        self.data = data_of(self.model, config.data)
+        self.judges = config.judges or [default_judge(self.data.name), "validation"]
+        self.arenas: dict[tuple[str, str], Arena] = {}
+        self._judging = {name: self.arena(config.solvers[0], name) for name in self.judges}
+        # A judge that cannot be had is noticed before anything is trained.
+        self.distances = {name: distance_name(arena.extractor.name) for name, arena in self._judging.items()}
+
+    def arena(self, solver: str, judge: str | None = None) -> Arena:
+        """One model, one solver, one judge; made once."""
+        key = (solver, judge or self.judges[0])
+        if key not in self.arenas:
+            self.arenas[key] = Arena(
+                model=self.model,
+                data=self.data,
+                solver=solver,
+                times=decision_grid(self.model, EnvConfig().num_decisions).to(self.device),
+                seed=self.config.seed,
+                batch_size=self.config.batch_size,
+                blocks=self.config.blocks,
+                judge=key[1],
+            )
+        return self.arenas[key]
+
+    def done(self, job: Job) -> bool:
+        """Whether its file is there and is of these settings."""
+        path = job.path(self.root)
+        if not path.is_file():
+            return False
+        found = read_json(path)
+        if job.kind == "train":
+            history = found.get("history") or [{"decisions": 0}]
+            return bool(history[-1]["decisions"] >= training_of(self.config, job, self.root).decisions)
+        if job.kind == "search":
+            return found.get("model_hash") == self.model.hash
+        return bool(found.get("fingerprint") == self.fingerprint(job))
+
+    def do(self, job: Job) -> None:
+        """Do it; a training goes on where it was cut."""
+        if job.kind == "train":
+            from stepdrop_rl.train_policy import run as train
+
+            training = training_of(self.config, job, self.root)
+            train(replace(training, resume=job.path(self.root).is_file()))
+        elif job.kind == "search":
+            from stepdrop_rl.search import run as search
+
+            search(
+                SearchConfig(
+                    seed=self.config.seed,
+                    device=self.config.device,
+                    tracking=self.config.tracking,
+                    data=self.config.data,
+                    model=self.config.model,
+                    method=job.name,
+                    nfe=int(job.nfe),
+                    solver=job.solver,
+                    output=str(job.path(self.root)),
+                )
+            )
+        else:
+            self._judge(job)
+
+    def fingerprint(self, job: Job) -> str:
+        """Of everything that a result depends on."""
+        config = self.config
+        parts = [self.model.hash, job.label, config.num_samples, config.blocks, config.seed]
+        parts += [self.device.type, config.precision, *self.judges]
+        for source in self._sources(job):
+            parts.append(hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else "none")
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    def _sources(self, job: Job) -> list[Path]:
+        """The files that a contender is made of."""
+        if job.name in self.config.policies:
+            folder = replace(job, kind="train", control=None).path(self.root).parent
+            sources = [folder / "policy.safetensors", folder / "policy.json"]
+            if job.control not in (None, "mode"):
+                sources.append(replace(job, control=None).path(self.root))
+            return sources
+        if job.name in self.config.searches:
+            return [replace(job, kind="search").path(self.root)]
+        return []
+
+    def _judge(self, job: Job) -> None:
+        path = job.path(self.root)
+        head = {
+            "schema": SCHEMA,
+            "fingerprint": self.fingerprint(job),
+            "name": job.name,
+            "solver": job.solver,
+            "nfe": job.nfe,
+            "seed": job.seed,
+            "control": job.control,
+            "device": device_name(self.device),
+        }
+        arena = self.arena(job.solver)
+        if job.control == "mode":
+            arena = replace(arena, mode=True)
+        try:
+            contender = self._contender(job, arena)
+        except UserError as error:  # a budget that a policy cannot spend is a result, too
+            write_json(path, head | {"unreachable": str(error)})
+            return
+        samples = arena.draw(contender, self.config.num_samples)
+        write_json(path, head | self._measured(contender, samples))
+        if job.name in self.config.policies and job.control is None:
+            tensors = {"evaluated": samples.evaluated.to(torch.uint8), "times": samples.times}
+            save_tensors(path.with_suffix(".safetensors"), tensors)
+
+    def _measured(self, contender: Contender, samples: Samples) -> Result:
+        judged = {}
+        for name, arena in self._judging.items():
+            features, logits = gather(samples.images, arena.extractor)
+            found = over_blocks(features, logits, arena.reference, self.config.blocks)
+            judged[name] = {metric: list(value.values) for metric, value in found.items()}
+        return {
+            "agent": contender.agent.name,
+            "price": contender.price,
+            "nfe_mean": float(samples.nfe.double().mean()),
+            "nfe_std": float(samples.nfe.double().std()),
+            "images_per_second": samples.images_per_second,
+            "occupancy": samples.occupancy,
+            "times": samples.times.tolist(),
+            "rates": samples.evaluated.double().mean(0).tolist(),
+            "judges": judged,
+        }
+
+    def _contender(self, job: Job, arena: Arena) -> Contender:
+        if job.name == FULL:
+            info = self.model.info
+            return Contender(full_trajectory(info.t_start, info.t_end, int(job.nfe)))
+        if job.name in self.config.searches:
+            path = replace(job, kind="search").path(self.root)
+            budget = budget_of(self.model, job.nfe, len(arena.times))
+            return Contender(make_agent(str(path), budget, model=self.model, solver=job.solver))
+        if job.name not in self.config.policies:
+            name = job.name.removesuffix(TUNED)
+            BASELINES[name]
+            return arena.tuned(name, job.nfe) if job.name.endswith(TUNED) else arena.contender(name, job.nfe)
+        policy = load_policy(replace(job, kind="train", control=None).path(self.root).parent)
+        check_fit(policy, self.model, job.solver)
+        if job.control in (None, "mode"):
+            return arena.settle(policy, job.nfe)
+        return self._controlled(job, policy)
+
+    def _controlled(self, job: Job, policy: LearnedPolicy) -> Contender:
+        """What is left of a policy that was judged before."""
+        path = replace(job, control=None).path(self.root)
+        judged = read_json(path)
+        if "unreachable" in judged:
+            raise UserError(judged["unreachable"])
+        drawn = load_tensors(path.with_suffix(".safetensors"))
+        times: Tensor = drawn["times"]
+        evaluated = drawn["evaluated"].bool()
+        if job.control == "shuffled":
+            return Contender(Shuffled(policy), judged["price"])
+        if job.control == "mean_schedule":
+            return Contender(mean_schedule(times, evaluated))
+        return Contender((dealt if job.control == "dealt" else coins)(times, evaluated))

@@ -1,0 +1,224 @@
+"""``python -m stepdrop_rl.study``: learned policies against every rival, with their controls."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepdrop_rl.cli import command
+from stepdrop_rl.config import StudyConfig
+
+if TYPE_CHECKING:
+    from stepdrop_rl.studies.plan import Job
+    from stepdrop_rl.studies.verdict import Study
+    from stepdrop_rl.studies.work import Workshop
+    from stepdrop_rl.tracking import Run
+
+
+def run(config: StudyConfig) -> None:
+    """Do what is not done yet, then tell what all results say."""
+    from dataclasses import asdict
+
+    from stepdrop_rl.runs import run_folder
+    from stepdrop_rl.studies.plan import jobs
+    from stepdrop_rl.studies.report import write_report
+    from stepdrop_rl.studies.work import Workshop
+    from stepdrop_rl.tracking import start_run
+    from stepdrop_rl.weights import require_writable, write_json
+
+    _check(config)
+    root = Path(config.output) if config.output else run_folder(config.data.name, "study")
+    shop = Workshop(config, root)
+    todo = list(jobs(config))
+    if config.plan:
+        print(_plan(config, shop, todo))
+        return
+    require_writable(root)
+    folder = require_writable(Path(config.report) if config.report else root)
+    began = time.monotonic()
+    tags = {"command": "study"}
+    with start_run(
+        f"study-{config.data.name}", mode=config.tracking, config=asdict(config), tags=tags
+    ) as run:
+        left = _work(config, shop, todo, began)
+        study = _study(config, shop, todo)
+        if study.entries:
+            _log(config, run, study)
+            page = write_report(study, folder)
+            for file in (page, page.with_suffix(".md")):
+                run.log_artifact(file)
+        where = run.where()
+    print(_summary(study))
+    if study.entries:
+        print(f"report: {page}")
+    if left:
+        print(f"{left} of {len(todo)} jobs are left: the same command goes on")
+    if config.json is not None:
+        write_json(config.json, _record(study))
+    if where:
+        print(where)
+
+
+def _check(config: StudyConfig) -> None:
+    """Names are checked before anything is loaded."""
+    from agents import ALGORITHMS, BASELINES
+    from agents.search import SEARCHES
+    from envs.registry import unknown_name
+    from stepdrop_rl.arena import TUNED
+    from stepdrop_rl.solvers import make_solver
+
+    for solver in config.solvers:
+        make_solver(solver)
+    for name, entry in config.policies.items():
+        ALGORITHMS[entry.get("algo", name)]
+    for name in config.searches:
+        SEARCHES[name]
+    for name in config.baselines:
+        BASELINES[name.removesuffix(TUNED)]
+    for name in config.blind:
+        if name not in config.policies and name not in config.searches:
+            raise unknown_name("blind contender", name, [*config.policies, *config.searches])
+
+
+def _plan(config: StudyConfig, shop: Workshop, todo: Sequence[Job]) -> str:
+    """What is to be done and what it will cost, at the speed that the network has here."""
+    from collections import Counter
+
+    import torch
+
+    from stepdrop_rl.studies.plan import cost
+
+    speed = _speed(shop, config.batch_size)
+    lines = []
+    total = 0.0
+    for kind in ("train", "search", "judge"):
+        mine = [job for job in todo if job.kind == kind]
+        left = [job for job in mine if not shop.done(job)]
+        evaluations = sum(cost(config, job, shop.root) for job in left)
+        total += evaluations
+        lines.append(
+            f"{kind}: {len(left)} of {len(mine)} jobs left, about {evaluations / 1e6:.1f} million network "
+            f"evaluations, {evaluations / speed / 60:.0f} minutes"
+        )
+        for name, count in Counter(job.name for job in left).items():
+            lines.append(f"  {name}: {count}")
+    lines.append(
+        f"in all about {total / speed / 60:.0f} minutes at {speed:,.0f} evaluations/s on {shop.device} "
+        f"({torch.get_num_threads()} threads), judges and learning on top"
+    )
+    return "\n".join(lines)
+
+
+def _speed(shop: Workshop, batch_size: int) -> float:
+    """Network evaluations per second, measured."""
+    import torch
+
+    x = torch.randn(batch_size, *shop.model.denoiser.shape, device=shop.device)
+    t = torch.full((batch_size,), 500.0, dtype=torch.float64, device=shop.device)
+    with torch.no_grad():
+        shop.model.denoiser(x, t)
+        began = time.perf_counter()
+        for _ in range(3):
+            float(shop.model.denoiser(x, t)[0].sum())
+    return 3 * batch_size / (time.perf_counter() - began)
+
+
+def _work(config: StudyConfig, shop: Workshop, todo: Sequence[Job], began: float) -> int:
+    """Do the jobs; how many are left when time is up."""
+    from stepdrop_rl.interrupt import StopRequest
+
+    with StopRequest(None) as stop:
+        for number, job in enumerate(todo):
+            over = config.max_minutes is not None and time.monotonic() - began > 60 * config.max_minutes
+            if over or stop:
+                return sum(not shop.done(one) for one in todo[number:])
+            if shop.done(job):
+                continue
+            print(f"[{number + 1}/{len(todo)}] {job.label}", file=sys.stderr, flush=True)
+            shop.do(job)
+            if not shop.done(job):  # a training that was asked to stop
+                return sum(not shop.done(one) for one in todo[number:])
+    return 0
+
+
+def _study(config: StudyConfig, shop: Workshop, todo: Sequence[Job]) -> Study:
+    """All results that are there."""
+    from stepdrop_rl.studies.verdict import Study, gather_entries
+    from stepdrop_rl.weights import read_json
+
+    done = [job for job in todo if job.kind == "judge" and shop.done(job)]
+    entries, unreachable = gather_entries(read_json(job.path(shop.root)) for job in done)
+    return Study(config, shop.judges, shop.distances, entries, unreachable)
+
+
+def _log(config: StudyConfig, parent: Run, study: Study) -> None:
+    """A child run per contender and solver; its budgets are the steps."""
+    from stepdrop_rl.tracking import start_run
+
+    judge = study.judges[0]
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for entry in study.entries:
+        groups.setdefault((entry.name, entry.solver), []).append(entry)
+    for (name, solver), entries in groups.items():
+        settings = {"policy": name, "solver": solver, "num_samples": config.num_samples}
+        with start_run(f"{name}-{solver}", mode=config.tracking, config=settings, parent=parent) as child:
+            for entry in entries:
+                numbers = {
+                    metric: entry.estimate(judge, metric).mean
+                    for metric in (study.distance, "kid", "precision", "recall", "is_mean")
+                }
+                numbers |= {key: entry.mean(key) for key in ("nfe_mean", "images_per_second")}
+                child.log_metrics(numbers, round(entry.nfe))
+
+
+def _summary(study: Study) -> str:
+    """A line per claim."""
+    a, b = study.claims()
+    lines = []
+    for letter, claims in (("A", a), ("B", b)):
+        for claim in claims:
+            d = claim.distance
+            lines.append(
+                f"claim {letter} {'holds' if claim.holds else 'does not hold'}: {claim.policy.name} at "
+                f"{claim.policy.nfe:g}, {claim.policy.solver}: {d.mean:+.2f} ± {d.half_width:.2f} against "
+                f"{claim.rival.name}"
+            )
+    return "\n".join(lines) or "no claim to judge yet"
+
+
+def _record(study: Study) -> dict[str, Any]:
+    """The study as JSON."""
+    a, b = study.claims()
+
+    def told(claim: Any) -> dict[str, Any]:
+        return {
+            "policy": claim.policy.name,
+            "solver": claim.policy.solver,
+            "nfe": claim.policy.nfe,
+            "rival": claim.rival.name,
+            "distance": claim.distance._asdict(),
+            "kid": claim.kid._asdict(),
+            "precision": claim.precision._asdict(),
+            "holds": claim.holds,
+        }
+
+    return {
+        "schema": "stepdrop_rl.study/1",
+        "distance": study.distance,
+        "claim_a": [told(claim) for claim in a],
+        "claim_b": [told(claim) for claim in b],
+        "results": [dict(result) for entry in study.entries for result in entry.results],
+        "unreachable": list(study.unreachable),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    return command(StudyConfig, run, "study", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
