@@ -1,4 +1,4 @@
-"""Who decides: fixed schedules, chance, and policies learned by Stable-Baselines3's algorithms.
+"""Who decides: fixed schedules, chance, and policies learned by Stable-Baselines3's and our own algorithms.
 
 A new agent is a file and a line here. ``BASELINES`` make an agent from a budget; ``ALGORITHMS`` learn one.
 """
@@ -34,5 +34,8 @@ ALGORITHMS = Registry(
         "a2c": "agents.sb3:A2CLearner",
         "dqn": "agents.sb3:DQNLearner",
         "rloo": "agents.rloo:RLOOLearner",
+        "trpo": "agents.contrib:TRPOLearner",
+        "qrdqn": "agents.contrib:QRDQNLearner",
+        "recurrent_ppo": "agents.contrib:RecurrentPPOLearner",
     },
 )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from agents.policy import LearnedPolicy, PolicyInfo
 from envs.errors import UserError
-from envs.observation import ENTRIES
+from envs.observation import ENTRIES, Projection
 from envs.registry import unknown_name
 from envs.sb3 import StepDropVecEnv
 
@@ -235,7 +235,7 @@ class RLOOLearner:
             float(moved.detach()),
         )
 
-    def policy(self, info: PolicyInfo, projection: tuple[Tensor, Tensor] | None = None) -> LearnedPolicy:
+    def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
         """What has been learned so far."""
         layers = [m for m in self.actor_network if isinstance(m, nn.Linear)]
         return LearnedPolicy(

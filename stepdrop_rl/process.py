@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from envs.observation import Projection
 from envs.philox import Role, Stream, normal
 from envs.protocols import Evidence
 from stepdrop_rl.diffusion import CLEAN, image_scale
@@ -26,8 +27,7 @@ class DiffusionProcess:
         seed: Of all noise.
         role: Whose noise (see :mod:`envs.philox`).
         clip: Clip x0_hat to [−1, 1]; eps then follows from the clipped x0_hat.
-        projection: (F, D) matrix and (F,) mean that turn pooled middle features into D numbers for the
-            observation; None: no features.
+        projection: Turns the network's pooled features into numbers for the observation; None: no features.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class DiffusionProcess:
         seed: int,
         role: Role,
         clip: bool = True,
-        projection: tuple[Tensor, Tensor] | None = None,
+        projection: Projection | None = None,
     ) -> None:
         self.denoiser = denoiser
         self.schedule = denoiser.schedule
@@ -49,8 +49,9 @@ class DiffusionProcess:
         self.role = role
         self.clip = clip
         device = self.schedule.device
-        self.projection = None if projection is None else (projection[0].to(device), projection[1].to(device))
-        self.num_features = 0 if projection is None else projection[0].shape[1]
+        self._asked = () if projection is None else projection.features
+        self._affine = None if projection is None else tuple(part.to(device) for part in projection[:2])
+        self.num_features = 0 if projection is None else projection.matrix.shape[1]
         depth = max(2, solver.history)  # the evidence looks back on two evaluations
         self._x = torch.zeros(num_rows, *denoiser.shape, device=device)
         self._x0 = torch.zeros(num_rows, depth, *denoiser.shape, device=device)
@@ -127,7 +128,7 @@ class DiffusionProcess:
             x[~fresh] = self.jump(rows[~fresh], t[~fresh])
         else:
             x = self.jump(rows, t)
-        eps, pooled = self.denoiser(x, t, features=self.projection is not None)
+        eps, pooled = self.denoiser(x, t, features=self._asked)
         alpha, sigma = self.schedule.alpha_sigma(t)
         x0 = (x - image_scale(sigma, x) * eps) / image_scale(alpha, x)
         if self.clip:
@@ -135,8 +136,8 @@ class DiffusionProcess:
             self._clipped[rows] = (limited != x0).flatten(1).float().mean(1)
             x0 = limited
         self._eps_rms[rows] = rms(eps)
-        if pooled is not None and self.projection is not None:
-            matrix, mean = self.projection
+        if pooled is not None and self._affine is not None:
+            matrix, mean = self._affine
             self._features[rows] = (pooled - mean) @ matrix
         if self._eps is not None:
             if self.clip:

@@ -148,7 +148,8 @@ class _Session:
             solver=config.env.solver,
             times=world.times.tolist(),
             prices=list(config.env.prices),
-            num_features=config.env.num_features,
+            num_features=0 if world.projection is None else world.projection.matrix.shape[1],
+            features=list(config.env.feature_names),
             price_table=table,
             training={
                 "seed": config.seed,

@@ -19,7 +19,10 @@ class EnvConfig:
         price_min: Smallest price drawn.
         price_max: Largest price drawn.
         reward: Quality scores and their weights.
-        num_features: Pooled middle features of the network in the observation (0: none).
+        num_features: Numbers that the observation shows of the network's pooled features (0: none).
+        features: Which: of its middle block, of its decoder (the last block upwards), or both.
+        projection: How they become those numbers: principal components, random directions, or encoder, which
+            shows them all, so that the policy's first layer learns the projection (leave num_features at 0).
         bank_size: Noises (with their full-trajectory results) that episodes start from.
         teacher_steps: Evaluations of the full trajectory.
     """
@@ -31,6 +34,8 @@ class EnvConfig:
     price_max: float = 0.1
     reward: dict[str, float] = field(default_factory=lambda: {"feature": 4.0, "neighbour": 1.0})
     num_features: int = 0
+    features: Literal["middle", "decoder", "both"] = "middle"
+    projection: Literal["principal", "random", "encoder"] = "principal"
     bank_size: int = 4096
     teacher_steps: int = 50
 
@@ -42,8 +47,28 @@ class EnvConfig:
         )
         require(self.num_decisions >= 2, f"env.num_decisions must be at least 2, not {self.num_decisions}")
         require(bool(self.reward), "env.reward needs at least one quality score")
+        require(self.num_features >= 0, f"env.num_features must not be negative: {self.num_features}")
+        encoder = self.projection == "encoder"
+        require(
+            not (encoder and self.num_features),
+            "env.projection encoder shows all features: leave env.num_features at 0",
+        )
+        require(
+            self.shows_features or (self.features, self.projection) == ("middle", "principal"),
+            "env.features and env.projection need env.num_features: none are shown",
+        )
         require(self.bank_size >= 32, f"env.bank_size must be at least 32, not {self.bank_size}")
         require(self.teacher_steps > 0, f"env.teacher_steps must be positive, not {self.teacher_steps}")
+
+    @property
+    def shows_features(self) -> bool:
+        """Whether the observation shows any of the network's features."""
+        return self.num_features > 0 or self.projection == "encoder"
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the features, as a denoiser is asked for them."""
+        return ("middle", "decoder") if self.features == "both" else (self.features,)
 
     @property
     def prices(self) -> tuple[float, float]:

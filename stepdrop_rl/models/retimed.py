@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,12 +23,12 @@ class RetimedDenoiser:
         self.inner = inner
         self.schedule = inner.schedule
         self.shape = inner.shape
-        self.num_features = inner.num_features
+        self.feature_widths = inner.feature_widths
         self._rising = times.double().flip(0).to(inner.schedule.device)
         self._told = network_times.double().flip(0).to(inner.schedule.device)
 
     def __call__(
-        self, x: Tensor, t: Tensor, *, features: bool = False, told: Tensor | None = None
+        self, x: Tensor, t: Tensor, *, features: Sequence[str] = (), told: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return eps of ``x`` at ``t``, which is one of the schedule's times."""
         if told is None:
