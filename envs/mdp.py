@@ -146,7 +146,12 @@ class StepDropCore:
         self.images[rows] = images
         self.walk.begin(rows, images, prices)
         self.quality.begin(rows, images, prices)
-        self.phi[rows] = self.quality.score(rows, self.walk.process.x0(rows)).double()
+        self.phi[rows] = self._score(rows)
+
+    def _score(self, rows: Tensor) -> Tensor:
+        """Φ where the rows were last evaluated."""
+        lam = self.walk.grid.lam[self.walk.anchor[rows]]
+        return self.quality.score(rows, self.walk.process.x0(rows), lam).double()
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs, where every row has just begun an episode."""
@@ -163,8 +168,7 @@ class StepDropCore:
         before = self.phi[rows]
         evaluated = self.walk.advance(rows, actions)
         if len(evaluated):
-            x0 = self.walk.process.x0(evaluated)
-            self.phi[evaluated] = self.quality.score(evaluated, x0).double()
+            self.phi[evaluated] = self._score(evaluated)
         reward = self.phi[rows] - before - self.walk.price[rows] * actions.double()
         terminated = self.walk.done(rows)
         if bool(terminated.any()):
