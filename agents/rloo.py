@@ -131,7 +131,7 @@ class RLOOLearner:
         parameters = [*self.actor_network.parameters(), *self.critic.parameters()]
         self.optimizer = torch.optim.Adam(parameters, lr=h["learning_rate"], eps=1e-5)
         self.num_decisions = 0
-        self.core.quality.reset(seed)
+        self.core.reset(seed)
 
     def _blind(self, sees: str) -> None:
         """Let the policy see no more than it may: weights of the other entries are 0 and stay 0."""
@@ -250,7 +250,7 @@ class RLOOLearner:
             tensors |= {f"optimizer.{i}.{key}": torch.as_tensor(value) for key, value in entry.items()}
         tensors["generator"] = self.generator.get_state()
         tensors["num_decisions"] = torch.tensor(self.num_decisions)
-        return tensors | {f"quality.{k}": v for k, v in self.core.quality.state().items()}
+        return tensors | {f"quality.{k}": v for k, v in self.core.learned().items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`."""
@@ -268,4 +268,4 @@ class RLOOLearner:
         self.optimizer.load_state_dict({**full, "state": moments})
         self.generator.set_state(tensors["generator"])
         self.num_decisions = int(tensors["num_decisions"])
-        self.core.quality.load_state(part("quality."))
+        self.core.load_learned(part("quality."))

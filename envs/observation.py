@@ -44,6 +44,7 @@ ENTRIES = (
 
 FEATURE_LIMIT = 10.0  # features are scaled to deviation 1; their entries are clipped here
 LOWEST_PRICE = 1e-6  # keeps the logarithm finite where an evaluation is free
+HIGHEST_PRICE = 100.0  # where log_price ends
 
 
 class Projection(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from envs.dual import MovingPrice
 from envs.errors import UserError
 from envs.mdp import StepDropCore
 from envs.observation import Projection
@@ -72,12 +73,17 @@ class World:
             role=Role.POLICY_TRAINING,
             projection=self.projection,
         )
+        config, moving = self.config, None
+        if config.target_nfe is not None:
+            start = config.prices[0]
+            moving = MovingPrice(config.target_nfe, start=start, step=config.price_step, batch=num_rows)
         return StepDropCore(
             process,
             self.times,
             WeightedQuality(self.config.reward, self.ground, num_rows),
             num_images=len(self.bank.teacher),
             prices=self.config.prices,
+            moving=moving,
         )
 
 

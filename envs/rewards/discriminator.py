@@ -173,7 +173,7 @@ class Discriminator:
         self.generated.end(candidates)
 
     def gain(self) -> float:
-        """As if each kind, full trajectories and first evaluations, filled the world, each with its network."""
+        """As if full trajectories filled the world, and as if first evaluations did, a network each."""
         first = self.ground.features(self.ground.first)
         full = self.ground.teacher_features[: len(first)]
         return self._stationary(full) - self._stationary(first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +19,9 @@ class EnvConfig:
         price: Price of an evaluation; without it one is drawn per episode.
         price_min: Smallest price drawn.
         price_max: Largest price drawn.
+        target_nfe: Mean evaluations per image to hold the policy to: one price, which starts at env.price
+            (without it, at the middle of the range) and moves until the target is met.
+        price_step: By how much its logarithm moves per round, per relative miss of the target.
         reward: Quality scores and their weights.
         num_features: Numbers that the observation shows of the network's pooled features (0: none).
         features: Which: of its middle block, of its decoder (the last block upwards), or both.
@@ -32,6 +36,8 @@ class EnvConfig:
     price: float | None = None
     price_min: float = 0.004
     price_max: float = 0.1
+    target_nfe: float | None = None
+    price_step: float = 0.2
     reward: dict[str, float] = field(default_factory=lambda: {"feature": 4.0, "neighbour": 1.0})
     num_features: int = 0
     features: Literal["middle", "decoder", "both"] = "middle"
@@ -45,6 +51,12 @@ class EnvConfig:
             0 < self.price_min <= self.price_max,
             f"need 0 < env.price_min <= env.price_max, not {self.price_min} and {self.price_max}",
         )
+        require(
+            self.target_nfe is None or 1 < self.target_nfe < self.num_decisions,
+            f"env.target_nfe must lie between 1 and env.num_decisions, not {self.target_nfe}",
+        )
+        require(self.price_step > 0, f"env.price_step must be positive, not {self.price_step}")
+        require(self.price != 0 or self.target_nfe is None, "a price that moves cannot start at 0")
         require(self.num_decisions >= 2, f"env.num_decisions must be at least 2, not {self.num_decisions}")
         require(bool(self.reward), "env.reward needs at least one quality score")
         require(self.num_features >= 0, f"env.num_features must not be negative: {self.num_features}")
@@ -72,7 +84,9 @@ class EnvConfig:
 
     @property
     def prices(self) -> tuple[float, float]:
-        """Smallest and largest price that an episode may see."""
+        """Smallest and largest price that an episode may see (one that moves: where it starts)."""
+        if self.target_nfe is not None and self.price is None:
+            return (math.sqrt(self.price_min * self.price_max),) * 2
         return (self.price_min, self.price_max) if self.price is None else (self.price, self.price)
 
 
@@ -129,7 +143,8 @@ class AgentChoice(CommonConfig):
         model: Name of a shipped model, or the folder of one (default: the data set's).
         policy: Name of an agent, a policy folder, or a schedule file.
         solver: Name in the solver registry (a learned policy brings its own).
-        target_nfe: Mean evaluations per image to spend at most (a learned policy without --price: 5).
+        target_nfe: Mean evaluations per image to spend at most (a learned policy without --price: 5,
+            or what it was held to).
         price: Price of an evaluation given to a learned policy, instead of target_nfe.
         actions: sample draws from the policy's probabilities, mode takes the likelier action.
         num_decisions: N, points of the decision grid, for agents that bring none.

@@ -24,8 +24,11 @@ QUICK = {
 }
 
 
-def learner_of(problem, algo, num_envs=16, seed=0, reward=None, prices=(0.01, 0.1), **hyperparameters):
-    env = StepDropVecEnv(problem.core(num_envs, reward or {"feature": 1.0}, prices=prices))
+def learner_of(
+    problem, algo, num_envs=16, seed=0, reward=None, prices=(0.01, 0.1), moving=None, **hyperparameters
+):
+    core = problem.core(num_envs, reward or {"feature": 1.0}, prices=prices, moving=moving)
+    env = StepDropVecEnv(core)
     logged = []
     learner = ALGORITHMS.load(algo)(
         env,
