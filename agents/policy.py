@@ -91,11 +91,17 @@ class LearnedPolicy:
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, 2) for skip, evaluate, from what enters the layers."""
         activation = _ACTIVATIONS[self.info.activation]
+        self._follow(hidden.device)
         for i, (weight, bias) in enumerate(self.layers):
-            hidden = nn.functional.linear(hidden, weight.to(hidden.device), bias.to(hidden.device))
+            hidden = nn.functional.linear(hidden, weight, bias)
             if i + 1 < len(self.layers):
                 hidden = activation(hidden)
         return hidden
+
+    def _follow(self, device: torch.device) -> None:
+        """Move to where the observations are, once: a memory steps point by point."""
+        if self.layers[0][0].device != device:
+            self.layers = [(weight.to(device), bias.to(device)) for weight, bias in self.layers]
 
     def probabilities(self, observation: Tensor) -> Tensor:
         """P(evaluate), (R,)."""
@@ -141,14 +147,19 @@ class RecurrentPolicy(LearnedPolicy):
         super().__init__(info, layers, projection)
         self.cell = [part.detach().float().cpu() for part in cell]
 
+    def _follow(self, device: torch.device) -> None:
+        super()._follow(device)
+        if self.cell[0].device != device:
+            self.cell = [part.to(device) for part in self.cell]
+
     def initial_state(self, count: int) -> Tensor:
         """Nothing seen yet: zeros, (count, 2H)."""
         return torch.zeros(count, 2 * self.info.memory)
 
     def step(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """P(evaluate), (R,), and the state after this observation, (R, 2H)."""
-        parts = [part.to(observation.device) for part in self.cell]
-        h, c = torch.lstm_cell(observation, state.chunk(2, dim=1), *parts)
+        self._follow(observation.device)
+        h, c = torch.lstm_cell(observation, state.chunk(2, dim=1), *self.cell)
         return self._chance(self.logits(h)), torch.cat((h, c), dim=1)
 
     def probabilities(self, observation: Tensor) -> Tensor:
