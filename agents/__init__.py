@@ -1,4 +1,4 @@
-"""Who decides: fixed schedules, chance, and policies learned by Stable-Baselines3's algorithms.
+"""Who decides: fixed schedules, chance, and policies learned by Stable-Baselines3's and our own algorithms.
 
 A new agent is a file and a line here. ``BASELINES`` make an agent from a budget; ``ALGORITHMS`` learn one.
 """
@@ -37,5 +37,8 @@ ALGORITHMS = Registry(
         "dqn": "agents.sb3:DQNLearner",
         "rloo": "agents.rloo:RLOOLearner",
         "relaxed": "agents.relaxed:RelaxedLearner",
+        "trpo": "agents.contrib:TRPOLearner",
+        "qrdqn": "agents.contrib:QRDQNLearner",
+        "recurrent_ppo": "agents.contrib:RecurrentPPOLearner",
     },
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -51,3 +51,18 @@ class Agent(Protocol):
 
     def probabilities(self, observation: Tensor) -> Tensor:
         """P(evaluate), (R,), for observations (R, D); D is 0 where the agent does not observe."""
+
+
+@runtime_checkable
+class RecurrentAgent(Agent, Protocol):
+    """An agent that remembers what it saw of a sample: a state per sample, handed in and out.
+
+    It is shown a sample at every point of the grid after the first, in order; whoever walks the sample keeps
+    the state. ``probabilities`` answers as at a sample's first decision.
+    """
+
+    def initial_state(self, count: int) -> Tensor:
+        """(count, S) states of samples that have decided nothing yet."""
+
+    def step(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """P(evaluate), (R,), and the states after it, (R, S), for observations (R, D) and states (R, S)."""

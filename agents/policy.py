@@ -2,7 +2,8 @@
 
 The folder holds ``policy.safetensors`` and ``policy.json``; nothing in it is ever unpickled, and what it was
 trained for (observation version, grid, solver, model) is checked, not guessed.
-Shapes: R samples; D observation entries; F network features.
+Shapes: R samples; D observation entries; F₀ network features, F of them after projection; H numbers that a
+recurrent policy remembers, and as many that it shows its layers.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from envs.errors import UserError
-from envs.observation import ENTRIES, VERSION
+from envs.observation import ENTRIES, VERSION, Projection
 
 SCHEMA = "stepdrop_rl.policy/1"
+Layers = list[tuple[Tensor, Tensor]]
 _ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
 
 
@@ -36,6 +38,9 @@ class PolicyInfo:
         times: Its decision grid.
         prices: Smallest and largest price it was trained at.
         num_features: F.
+        features: Names of the network's features that the observation shows, where F is not 0.
+        memory: H, width of the LSTM before its layers; 0: it remembers nothing.
+        target_nfe: Mean evaluations per image that its one price was moved to meet, if it was.
         price_table: ``[price, mean NFE]`` on validation noise, by rising price.
         training: How it was trained: seed, decisions, reward, judge's record.
     """
@@ -49,6 +54,9 @@ class PolicyInfo:
     times: list[float]
     prices: list[float]
     num_features: int = 0
+    features: list[str] = field(default_factory=lambda: ["middle"])
+    memory: int = 0
+    target_nfe: float | None = None
     price_table: list[list[float]] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
     observation_version: int = VERSION
@@ -61,7 +69,7 @@ class LearnedPolicy:
     Args:
         info: What it was trained for.
         layers: (weight, bias) of each layer; the last gives two numbers: skip, evaluate.
-        projection: (F₀, F) matrix and (F₀,) mean of the network's pooled features; None where F is 0.
+        projection: Of the network's pooled features; None where F is 0.
     """
 
     observes = True
@@ -70,29 +78,36 @@ class LearnedPolicy:
         self,
         info: PolicyInfo,
         layers: Sequence[tuple[Tensor, Tensor]],
-        projection: tuple[Tensor, Tensor] | None = None,
+        projection: Projection | None = None,
     ) -> None:
         self.info = info
-        self.layers = [
+        self.layers: Layers = [
             (weight.detach().float().cpu(), bias.detach().float().cpu()) for weight, bias in layers
         ]
         self.projection = projection
         self.name = info.algo
         self.times: Tensor | None = torch.tensor(info.times, dtype=torch.float64)
 
-    def logits(self, observation: Tensor) -> Tensor:
-        """(R, 2) for skip, evaluate."""
-        hidden = observation
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, 2) for skip, evaluate, from what enters the layers."""
         activation = _ACTIVATIONS[self.info.activation]
+        self._follow(hidden.device)
         for i, (weight, bias) in enumerate(self.layers):
-            hidden = nn.functional.linear(hidden, weight.to(hidden.device), bias.to(hidden.device))
+            hidden = nn.functional.linear(hidden, weight, bias)
             if i + 1 < len(self.layers):
                 hidden = activation(hidden)
         return hidden
 
+    def _follow(self, device: torch.device) -> None:
+        """Move to where the observations are, once: a memory steps point by point."""
+        if self.layers[0][0].device != device:
+            self.layers = [(weight.to(device), bias.to(device)) for weight, bias in self.layers]
+
     def probabilities(self, observation: Tensor) -> Tensor:
         """P(evaluate), (R,)."""
-        logits = self.logits(observation)
+        return self._chance(self.logits(observation))
+
+    def _chance(self, logits: Tensor) -> Tensor:
         margin = logits[:, 1] - logits[:, 0]
         return torch.sigmoid(margin) if self.info.output == "softmax" else (margin > 0).float()
 
@@ -102,8 +117,58 @@ class LearnedPolicy:
         for i, (weight, bias) in enumerate(self.layers):
             named[f"layers.{i}.weight"], named[f"layers.{i}.bias"] = weight, bias
         if self.projection is not None:
-            named["projection.matrix"], named["projection.mean"] = self.projection
+            named["projection.matrix"], named["projection.mean"] = self.projection[:2]
         return named
+
+
+LSTM = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+"""Parts of an LSTM cell as torch names and orders them: (4H, D), (4H, H), (4H,), (4H,)."""
+
+
+class RecurrentPolicy(LearnedPolicy):
+    """An :class:`agents.base.RecurrentAgent`: an LSTM cell whose output enters the layers.
+
+    Its state is the cell's h and c side by side, (R, 2H).
+
+    Args:
+        info: What it was trained for; ``memory`` is H.
+        cell: The parts that :data:`LSTM` names.
+        layers: As of a :class:`LearnedPolicy`.
+        projection: As of a :class:`LearnedPolicy`.
+    """
+
+    def __init__(
+        self,
+        info: PolicyInfo,
+        cell: Sequence[Tensor],
+        layers: Sequence[tuple[Tensor, Tensor]],
+        projection: Projection | None = None,
+    ) -> None:
+        super().__init__(info, layers, projection)
+        self.cell = [part.detach().float().cpu() for part in cell]
+
+    def _follow(self, device: torch.device) -> None:
+        super()._follow(device)
+        if self.cell[0].device != device:
+            self.cell = [part.to(device) for part in self.cell]
+
+    def initial_state(self, count: int) -> Tensor:
+        """Nothing seen yet: zeros, (count, 2H)."""
+        return torch.zeros(count, 2 * self.info.memory)
+
+    def step(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """P(evaluate), (R,), and the state after this observation, (R, 2H)."""
+        self._follow(observation.device)
+        h, c = torch.lstm_cell(observation, state.chunk(2, dim=1), *self.cell)
+        return self._chance(self.logits(h)), torch.cat((h, c), dim=1)
+
+    def probabilities(self, observation: Tensor) -> Tensor:
+        """P(evaluate), (R,), at a sample's first decision."""
+        return self.step(observation, self.initial_state(len(observation)).to(observation.device))[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its weights by name, as they are stored."""
+        return super().tensors() | {f"lstm.{name}": part for name, part in zip(LSTM, self.cell, strict=True)}
 
 
 def build_policy(raw: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> LearnedPolicy:
@@ -121,17 +186,27 @@ def build_policy(raw: dict[str, Any], tensors: dict[str, Tensor], source: Path) 
         if not (len(info.times) >= 2 and len(info.prices) == 2):
             raise TypeError("its grid or its range of prices")
         torch.tensor([*info.times, *info.prices], dtype=torch.float64)
-        count = sum(name.endswith(".weight") for name in tensors)
+        count = sum(name.startswith("layers.") and name.endswith(".weight") for name in tensors)
         layers = [(tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"]) for i in range(count)]
+        cell = [tensors[f"lstm.{name}"] for name in LSTM] if info.memory else []
         projection = None
         if info.num_features:
-            projection = (tensors["projection.matrix"], tensors["projection.mean"])
-        width, out = layers[0][0].shape[1], layers[-1][0].shape[0]
-        fits = (width, out) == (len(ENTRIES) + info.num_features, 2) and info.activation in _ACTIVATIONS
+            names = tuple(info.features)
+            projection = Projection(tensors["projection.matrix"], tensors["projection.mean"], names)
+        seen = len(ENTRIES) + info.num_features
+        fits = info.activation in _ACTIVATIONS and layers[-1][0].shape[0] == 2
+        fits &= layers[0][0].shape[1] == (info.memory or seen)
+        if projection is not None:
+            fits &= projection.matrix.shape == (len(projection.mean), info.num_features)
+        wide = 4 * info.memory
+        wanted = [(wide, seen), (wide, info.memory), (wide,), (wide,)]
+        fits &= all(part.shape == shape for part, shape in zip(cell, wanted, strict=False))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"{source} is damaged: {error} is missing or wrong") from None
     if not fits:
         raise UserError(f"{source} is damaged: its network does not fit the observation")
+    if info.memory:
+        return RecurrentPolicy(info, cell, layers, projection)
     return LearnedPolicy(info, layers, projection)
 
 

@@ -38,7 +38,7 @@ from agents.actor import (
 )
 from agents.policy import LearnedPolicy, PolicyInfo
 from envs.errors import UserError
-from envs.observation import observe_from
+from envs.observation import Projection, observe_from
 from envs.protocols import DifferentiableProcess
 from envs.registry import unknown_name
 from envs.sb3 import StepDropVecEnv
@@ -126,7 +126,7 @@ class RelaxedLearner:
         blind(self.actor_network, str(h["sees"]))
         self.optimizer = torch.optim.Adam(self.actor_network.parameters(), lr=h["learning_rate"], eps=1e-5)
         self.num_decisions = 0
-        self.core.quality.reset(seed)
+        self.core.reset(seed)
 
     def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:
         """Learn until ``decisions`` in all; ``go_on`` hears the count before each round and may end it."""
@@ -193,7 +193,7 @@ class RelaxedLearner:
         reward = quality - core.phi[rows] - price * (gated.nfe - 1)
         return reward, gated.nfe, torch.stack(entropies).mean(), x0
 
-    def policy(self, info: PolicyInfo, projection: tuple[Tensor, Tensor] | None = None) -> LearnedPolicy:
+    def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
         """What has been learned so far."""
         return LearnedPolicy(info, layers_of(self.actor_network), projection)
 
@@ -203,7 +203,7 @@ class RelaxedLearner:
         tensors |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer).items()}
         tensors["generator"] = self.generator.get_state()
         tensors["num_decisions"] = torch.tensor(self.num_decisions)
-        return tensors | {f"quality.{k}": v for k, v in self.core.quality.state().items()}
+        return tensors | {f"quality.{k}": v for k, v in self.core.learned().items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`."""
@@ -211,4 +211,4 @@ class RelaxedLearner:
         load_optimizer_state(self.optimizer, under(tensors, "optimizer."))
         self.generator.set_state(tensors["generator"])
         self.num_decisions = int(tensors["num_decisions"])
-        self.core.quality.load_state(under(tensors, "quality."))
+        self.core.load_learned(under(tensors, "quality."))

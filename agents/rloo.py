@@ -27,6 +27,7 @@ from agents.actor import (
 )
 from agents.policy import LearnedPolicy, PolicyInfo
 from envs.errors import UserError
+from envs.observation import Projection
 from envs.registry import unknown_name
 from envs.sb3 import StepDropVecEnv
 
@@ -107,7 +108,7 @@ class RLOOLearner:
         parameters = [*self.actor_network.parameters(), *self.critic.parameters()]
         self.optimizer = torch.optim.Adam(parameters, lr=h["learning_rate"], eps=1e-5)
         self.num_decisions = 0
-        self.core.quality.reset(seed)
+        self.core.reset(seed)
 
     def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:
         """Learn until ``decisions`` in all; ``go_on`` hears the count before each round and may end it."""
@@ -196,7 +197,7 @@ class RLOOLearner:
             float(moved.detach()),
         )
 
-    def policy(self, info: PolicyInfo, projection: tuple[Tensor, Tensor] | None = None) -> LearnedPolicy:
+    def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
         """What has been learned so far."""
         return LearnedPolicy(info, layers_of(self.actor_network), projection)
 
@@ -207,7 +208,7 @@ class RLOOLearner:
         tensors |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer).items()}
         tensors["generator"] = self.generator.get_state()
         tensors["num_decisions"] = torch.tensor(self.num_decisions)
-        return tensors | {f"quality.{k}": v for k, v in self.core.quality.state().items()}
+        return tensors | {f"quality.{k}": v for k, v in self.core.learned().items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`."""
@@ -216,4 +217,4 @@ class RLOOLearner:
         load_optimizer_state(self.optimizer, under(tensors, "optimizer."))
         self.generator.set_state(tensors["generator"])
         self.num_decisions = int(tensors["num_decisions"])
-        self.core.quality.load_state(under(tensors, "quality."))
+        self.core.load_learned(under(tensors, "quality."))

@@ -17,14 +17,15 @@ from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor, nn
 
-from agents.policy import LearnedPolicy, PolicyInfo
+from agents.policy import Layers, LearnedPolicy, PolicyInfo
 from envs.errors import UserError
+from envs.observation import Projection
 from envs.registry import unknown_name
 from envs.sb3 import StepDropVecEnv
 
-Layers = list[tuple[Tensor, Tensor]]
 _WIDTHS = (64, 64)
 
 
@@ -86,6 +87,8 @@ class Learner:
     output: ClassVar[str] = "softmax"
     activation: ClassVar[str] = "tanh"
     log_interval: ClassVar[int] = 1  # rollouts (DQN: episodes) between dumps
+    network: ClassVar[str] = "MlpPolicy"
+    widths: ClassVar[Mapping[str, Any]] = {"net_arch": _WIDTHS}
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
@@ -99,16 +102,18 @@ class Learner:
         self.env = env
         self.hyperparameters = {**self.settings(env), **hyperparameters}
         given = dict(self.hyperparameters)
+        if self.output == "greedy" and "initial_nfe" in given:  # values have no odds to begin with
+            raise unknown_name("hyperparameter", "initial_nfe", self.defaults)
         initial_nfe = given.pop("initial_nfe", None)  # ours; the others are SB3's
         given["learning_rate"] = LinearDecay(given["learning_rate"], given.pop("final_rate", 1.0))
         try:
             self.model = self.algorithm(
-                "MlpPolicy",
+                self.network,
                 env,
                 seed=seed,
                 device="cpu",
                 gamma=1.0,
-                policy_kwargs={"net_arch": list(_WIDTHS)},
+                policy_kwargs={k: list(v) if k == "net_arch" else v for k, v in self.widths.items()},
                 **given,
             )
         except TypeError as error:
@@ -160,7 +165,7 @@ class Learner:
         modules = [*policy.mlp_extractor.policy_net, policy.action_net]
         return [(m.weight, m.bias) for m in modules if isinstance(m, nn.Linear)]
 
-    def policy(self, info: PolicyInfo, projection: tuple[Tensor, Tensor] | None = None) -> LearnedPolicy:
+    def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
         """What has been learned so far."""
         return LearnedPolicy(
             info, [(w.detach().clone(), b.detach().clone()) for w, b in self.actor()], projection
@@ -192,7 +197,9 @@ class Learner:
         full = model.policy.optimizer.state_dict()
         model.policy.optimizer.load_state_dict({**full, "state": optimizer})
         model.num_timesteps = int(tensors["num_timesteps"])
-        if isinstance(model, DQN):  # its memory was not kept: it fills again before it is learned from
+        if isinstance(
+            model, OffPolicyAlgorithm
+        ):  # its memory was not kept: it fills again before it is learned from
             model.learning_starts += model.num_timesteps
         model._n_updates = int(tensors["n_updates"])
         self.env.resume(_part(tensors, "core."))
@@ -208,7 +215,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-class _OnPolicy(Learner):
+class OnPolicyLearner(Learner):
     """Rollouts of whole episodes: every row ends as the rollout does, and nothing is bootstrapped."""
 
     def __init__(self, env: StepDropVecEnv, *, hyperparameters: Mapping[str, Any], **others: Any) -> None:
@@ -221,7 +228,7 @@ class _OnPolicy(Learner):
         return dict(self.defaults) | {"n_steps": len(env.core.walk.grid) - 1}
 
 
-class PPOLearner(_OnPolicy):
+class PPOLearner(OnPolicyLearner):
     """Proximal policy optimisation (Schulman et al. 2017)."""
 
     algorithm = PPO
@@ -241,7 +248,7 @@ class PPOLearner(_OnPolicy):
         return settings | {"batch_size": max(2, settings["n_steps"] * env.num_envs // 4)}
 
 
-class A2CLearner(_OnPolicy):
+class A2CLearner(OnPolicyLearner):
     """Advantage actor–critic (Mnih et al. 2016)."""
 
     algorithm = A2C

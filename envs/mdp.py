@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from envs.dual import MovingPrice
 from envs.observation import Grid, observe
 from envs.philox import Role, Stream, uniform
 from envs.protocols import QualityScore, ReverseProcess
@@ -100,6 +101,7 @@ class StepDropCore:
         quality: Φ, see :class:`envs.protocols.QualityScore`; scaled so that the full trajectory gains 1.
         num_images: Episodes start from images 0 … num_images − 1.
         prices: Smallest and largest price; drawn log-uniformly per episode (equal: fixed).
+        moving: Instead, a price that what episodes spend moves; theirs are drawn around it.
     """
 
     def __init__(
@@ -110,11 +112,13 @@ class StepDropCore:
         *,
         num_images: int,
         prices: tuple[float, float],
+        moving: MovingPrice | None = None,
     ) -> None:
         self.walk = Trajectories(process, times)
         self.quality = quality
         self.num_images = num_images
         self.prices = prices
+        self.moving = moving
         device = self.walk.index.device
         self.rows = torch.arange(process.num_rows, device=device)
         self.seeds = torch.zeros(process.num_rows, dtype=torch.int64, device=device)
@@ -127,6 +131,12 @@ class StepDropCore:
         self.seeds[rows] = seeds
         self.episodes[rows] = 0
 
+    def reset(self, seed: int) -> None:
+        """Forget what earlier episodes taught the quality score and the price."""
+        self.quality.reset(seed)
+        if self.moving is not None:
+            self.moving.reset()
+
     def begin(self, rows: Tensor) -> None:
         """Start the rows' next episodes."""
         u = uniform(
@@ -137,7 +147,7 @@ class StepDropCore:
             image=self.episodes[rows],
         )
         images = (u[:, 0] * self.num_images).long()
-        low, high = self.prices
+        low, high = self.prices if self.moving is None else self.moving.prices
         if low == high:
             prices = torch.full_like(u[:, 1], low)
         else:
@@ -146,28 +156,44 @@ class StepDropCore:
         self.images[rows] = images
         self.walk.begin(rows, images, prices)
         self.quality.begin(rows, images, prices)
-        self.phi[rows] = self.quality.score(rows, self.walk.process.x0(rows)).double()
+        self.phi[rows] = self._score(rows)
+
+    def _score(self, rows: Tensor) -> Tensor:
+        """Φ where the rows were last evaluated."""
+        lam = self.walk.grid.lam[self.walk.anchor[rows]]
+        return self.quality.score(rows, self.walk.process.x0(rows), lam).double()
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs, where every row has just begun an episode."""
-        return {"seeds": self.seeds, "episodes": self.episodes - 1, **self.quality.state()}
+        return {"seeds": self.seeds, "episodes": self.episodes - 1, **self.learned()}
+
+    def learned(self) -> dict[str, Tensor]:
+        """What earlier episodes taught the quality score and the price."""
+        return self.quality.state() | ({} if self.moving is None else self.moving.state())
+
+    def load_learned(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from :meth:`learned`."""
+        self.quality.load_state(tensors)
+        if self.moving is not None:
+            self.moving.load_state(tensors)
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`; the next :meth:`begin` starts the episodes anew."""
         self.seeds.copy_(tensors["seeds"])
         self.episodes.copy_(tensors["episodes"])
-        self.quality.load_state(tensors)
+        self.load_learned(tensors)
 
     def step(self, rows: Tensor, actions: Tensor) -> Step:
         """Act in the rows; Φ is only computed where the clean estimate changed."""
         before = self.phi[rows]
         evaluated = self.walk.advance(rows, actions)
         if len(evaluated):
-            x0 = self.walk.process.x0(evaluated)
-            self.phi[evaluated] = self.quality.score(evaluated, x0).double()
+            self.phi[evaluated] = self._score(evaluated)
         reward = self.phi[rows] - before - self.walk.price[rows] * actions.double()
         terminated = self.walk.done(rows)
         if bool(terminated.any()):
             finished = rows[terminated]
             self.quality.end(finished, self.walk.process.x0(finished))
+            if self.moving is not None:
+                self.moving.record(self.walk.nfe[finished])
         return Step(reward, terminated)

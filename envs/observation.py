@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +44,21 @@ ENTRIES = (
 
 FEATURE_LIMIT = 10.0  # features are scaled to deviation 1; their entries are clipped here
 LOWEST_PRICE = 1e-6  # keeps the logarithm finite where an evaluation is free
+HIGHEST_PRICE = 100.0  # where log_price ends
+
+
+class Projection(NamedTuple):
+    """What is shown of the network's pooled features f (F₀,): (f − mean)·matrix, F numbers of deviation 1.
+
+    Args:
+        matrix: (F₀, F).
+        mean: (F₀,).
+        features: Names of the features, in the order in which they are joined.
+    """
+
+    matrix: Tensor
+    mean: Tensor
+    features: tuple[str, ...] = ("middle",)
 
 
 def observation_space(num_features: int) -> spaces.Box:

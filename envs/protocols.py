@@ -104,7 +104,8 @@ class DifferentiableProcess(Protocol):
 class QualityScore(Protocol):
     """Says how good a clean estimate is: Φ. Higher is better.
 
-    Within an episode Φ is a fixed function of the image, so that the reward telescopes.
+    Within an episode Φ is a fixed function of the sample: of its image and, in some scores, of the
+    evaluations that led there. So the reward telescopes.
     """
 
     def reset(self, seed: int) -> None:
@@ -119,8 +120,8 @@ class QualityScore(Protocol):
     def begin(self, rows: Tensor, images: Tensor, prices: Tensor) -> None:
         """Episodes of these images at these prices begin in these rows."""
 
-    def score(self, rows: Tensor, x0: Tensor) -> Tensor:
-        """Φ of each row's clean estimate, (R,) float32."""
+    def score(self, rows: Tensor, x0: Tensor, lam: Tensor | None = None) -> Tensor:
+        """Φ of each row's clean estimate, (R,) float32, made at half log-SNR ``lam`` (R,)."""
 
     def end(self, rows: Tensor, x0: Tensor) -> None:
         """These rows' episodes end with these images."""

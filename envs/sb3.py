@@ -54,7 +54,7 @@ class StepDropVecEnv(VecEnv):  # type: ignore[misc]
             generator = np.random.default_rng()
             seeds = [fresh_seed(generator) if seed is None else seed for seed in self._seeds]
             self.core.seed(self.core.rows, seeds_tensor(self.core, seeds))
-            self.core.quality.reset(seeds[0])
+            self.core.reset(seeds[0])
             self._seeded = True
         self._reset_seeds()
         self._reset_options()

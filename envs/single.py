@@ -88,7 +88,7 @@ class StepDropEnv(gymnasium.Env[Observation, np.int64]):
         if seed is not None or not self._seeded:
             chosen = fresh_seed(self.np_random) if seed is None else seed
             self.core.seed(self.core.rows, seeds_tensor(self.core, [chosen]))
-            self.core.quality.reset(chosen)
+            self.core.reset(chosen)
             self._seeded = True
         self.core.begin(self.core.rows)
         return self._observation(), self._info()

@@ -128,7 +128,7 @@ class StepDropVectorEnv(VectorEnv[Array, Array, Array]):
         chosen = seeds_tensor(self.core, seeds)
         self.core.seed(rows, chosen[rows])
         if len(rows) == self.num_envs:  # else episodes still running would lose what they compare with
-            self.core.quality.reset(seeds[0])
+            self.core.reset(seeds[0])
         self._seeded = True
 
     def _observations(self) -> Array:

@@ -211,7 +211,8 @@ def make_arena(
         clip=config.clip,
         world=world,
     )
-    return arena, arena.settle(agent, nfe, config.price)
+    own = agent.info.target_nfe if isinstance(agent, LearnedPolicy) else None
+    return arena, arena.settle(agent, config.target_nfe or own or DEFAULT_NFE, config.price)
 
 
 def _solver_of(agent: Agent, asked: str | None) -> str:

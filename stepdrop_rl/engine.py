@@ -6,7 +6,8 @@ image. Every round is one network call of a full batch: throughput follows the m
 
 Between two evaluations a sample shows nothing new, so its decisions up to the next evaluation are made at
 once. The agent gives probabilities, the engine draws ``u(seed, image, time) < p``: image i is a function of
-(seed, role, i), whatever it is packed with.
+(seed, role, i), whatever it is packed with. An agent with a memory is shown those points one after the other,
+and what it remembers at the next evaluation stays with the sample.
 
 Shapes: M = images drawn; S = slots; R = slots in use; N = points of the grid; P = points decided at once.
 """
@@ -21,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.base import Agent
+from agents.base import Agent, RecurrentAgent
 from agents.fixed import FixedSchedule
 from agents.planned import Planned
-from envs.observation import Grid, observe
+from envs.observation import Grid, Projection, observe
 from envs.philox import Role, Stream, normal, uniform
 from envs.protocols import Evidence
 from stepdrop_rl.estimates import Clip
@@ -91,7 +92,7 @@ class Engine:
     seed: int
     role: Role = Role.EVALUATION
     batch_size: int = 256
-    projection: tuple[Tensor, Tensor] | None = None
+    projection: Projection | None = None
     mode: bool = False
     clip: Clip = "static"
 
@@ -206,6 +207,10 @@ class _Slots:
         self.price = torch.full((num_slots,), price, dtype=torch.float64, device=device)
         # Whole schedules are known when a sample begins.
         self.plan = torch.zeros_like(self.evaluated) if isinstance(agent, Planned) else None
+        self.recurrent = agent if isinstance(agent, RecurrentAgent) else None
+        if self.recurrent is not None:
+            self._new_state = self.recurrent.initial_state(1).to(device)
+            self.state = self._new_state.repeat(num_slots, 1)
 
     def fill(self, rows: Tensor, ids: Tensor) -> None:
         """Start these images in these slots."""
@@ -220,6 +225,8 @@ class _Slots:
             self.plan[rows] = self.agent.plan(ids, self._coins(ids, times[:1].expand(len(ids))))
             self.point[rows] = self.plan[rows].to(torch.uint8).argmax(1)
         self.process.start(rows, ids, times[self.point[rows]])
+        if self.recurrent is not None:
+            self.state[rows] = self._new_state
         if not (self.engine.mode or self.plan is not None):
             flat = self._coins(ids.repeat_interleave(len(times)), times.repeat(len(ids)))
             self.coins[rows] = flat.reshape(len(ids), len(times))
@@ -243,27 +250,51 @@ class _Slots:
         ahead = anchor.unsqueeze(1) + torch.arange(1, size - int(anchor.min()), device=rows.device)
         valid = ahead < size
         ahead = ahead.clamp(max=size - 1)  # (R, P)
-        take = self._taken(rows, anchor, ahead) & valid
+        if self.plan is not None:
+            take = self.plan[rows].gather(1, ahead) & valid
+        elif self.recurrent is not None:
+            take = self._walk(self.recurrent, rows, anchor, ahead, valid)
+        else:
+            take = self._drawn(rows, ahead, self._probabilities(rows, anchor, ahead)) & valid
         found = take.any(1)
         if ahead.shape[1]:
             first = take.to(torch.uint8).argmax(1, keepdim=True)
             self.point[rows] = torch.where(found, ahead.gather(1, first).squeeze(1), size)
         return None if bool(found.all()) else ~found
 
-    def _taken(self, rows: Tensor, anchor: Tensor, ahead: Tensor) -> Tensor:
-        """Which of the points ahead would be evaluated, (R, P) bool."""
-        if self.plan is not None:
-            return self.plan[rows].gather(1, ahead)
-        p = self._probabilities(rows, anchor, ahead)
-        return p > 0.5 if self.engine.mode else self.coins[rows].gather(1, ahead) < p
+    def _drawn(self, rows: Tensor, points: Tensor, p: Tensor) -> Tensor:
+        """Whether to evaluate at these points, (R, P), by probabilities (R, P)."""
+        return p > 0.5 if self.engine.mode else self.coins[rows].gather(1, points) < p
+
+    def _walk(
+        self, agent: RecurrentAgent, rows: Tensor, anchor: Tensor, ahead: Tensor, valid: Tensor
+    ) -> Tensor:
+        """Where each row evaluates next, (R, P): at one point at most. Its state is left as it is there."""
+        take = torch.zeros_like(valid)
+        going, state = torch.arange(len(rows), device=rows.device), self.state[rows]
+        observation = self._observation(rows, anchor, ahead).unflatten(0, ahead.shape)
+        for k in range(ahead.shape[1]):
+            going = going[valid[going, k]]
+            if not len(going):
+                break
+            p, state[going] = agent.step(observation[going, k], state[going])
+            chosen = self._drawn(rows[going], ahead[going, k : k + 1], p.unsqueeze(1)).squeeze(1)
+            take[going, k] = chosen
+            going = going[~chosen]
+        self.state[rows] = state
+        return take
 
     def _probabilities(self, rows: Tensor, anchor: Tensor, ahead: Tensor) -> Tensor:
         """P(evaluate), (R, P), at the points ahead, as they look from each sample's last evaluation."""
-        count = ahead.shape[1]
         if not self.agent.observes:
             return self.agent.probabilities(torch.empty(ahead.numel(), 0, device=rows.device)).reshape(
                 ahead.shape
             )
+        return self.agent.probabilities(self._observation(rows, anchor, ahead)).reshape(ahead.shape)
+
+    def _observation(self, rows: Tensor, anchor: Tensor, ahead: Tensor) -> Tensor:
+        """What there is to see, (R·P, D), at the points ahead."""
+        count = ahead.shape[1]
         seen = self.process.evidence(rows)
         repeated = Evidence(
             **{
@@ -271,7 +302,7 @@ class _Slots:
                 for name in Evidence.__dataclass_fields__
             }
         )
-        observation = observe(
+        return observe(
             self.grid,
             ahead.flatten(),
             anchor.repeat_interleave(count),
@@ -279,7 +310,6 @@ class _Slots:
             self.price[rows].repeat_interleave(count),
             repeated,
         )
-        return self.agent.probabilities(observation).reshape(ahead.shape)
 
     def result(self, rows: Tensor) -> Finished:
         """What came of these rows."""

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from envs.dual import MovingPrice
 from envs.errors import UserError
 from envs.mdp import StepDropCore
+from envs.observation import Projection
 from envs.philox import Role
 from envs.registry import unknown_name
 from envs.rewards import REWARDS
@@ -22,7 +24,7 @@ from stepdrop_rl.config import DataConfig, EnvConfig
 from stepdrop_rl.data import load as load_data
 from stepdrop_rl.data import to_float
 from stepdrop_rl.device import resolve_device
-from stepdrop_rl.features import feature_projection
+from stepdrop_rl.features import check_features, fit_projection
 from stepdrop_rl.metrics.extractor import load_extractor
 from stepdrop_rl.models.unet import Model, load_model
 from stepdrop_rl.process import DiffusionProcess
@@ -59,7 +61,7 @@ class World:
     times: Tensor
     bank: TeacherBank
     ground: Ground
-    projection: tuple[Tensor, Tensor] | None
+    projection: Projection | None
 
     def core(self, num_rows: int) -> StepDropCore:
         """A batch of trajectories."""
@@ -71,12 +73,17 @@ class World:
             role=Role.POLICY_TRAINING,
             projection=self.projection,
         )
+        config, moving = self.config, None
+        if config.target_nfe is not None:
+            start = config.prices[0]
+            moving = MovingPrice(config.target_nfe, start=start, step=config.price_step, batch=num_rows)
         return StepDropCore(
             process,
             self.times,
             WeightedQuality(self.config.reward, self.ground, num_rows),
             num_images=len(self.bank.teacher),
             prices=self.config.prices,
+            moving=moving,
         )
 
 
@@ -92,16 +99,20 @@ def make_world(config: EnvConfig, *, model: Model, data: DataConfig | None = Non
         REWARDS[name]
     device = model.denoiser.schedule.device
     times = decision_grid(model, config.num_decisions).to(device)
+    if config.shows_features:
+        check_features(model.denoiser.feature_widths, config.feature_names, config.num_features)
     bank = load_bank(model, config.solver, steps=config.teacher_steps, size=config.bank_size, device=device)
     ground = _ground(config, model, bank, data)
     projection = None
-    if config.num_features:
-        if config.num_features > model.denoiser.num_features:
-            raise UserError(
-                f"env.num_features is {config.num_features}, the model's middle block has "
-                f"{model.denoiser.num_features} channels"
-            )
-        projection = feature_projection(model.denoiser, bank, times, config.num_features)
+    if config.shows_features:
+        projection = fit_projection(
+            model.denoiser,
+            bank,
+            times,
+            features=config.feature_names,
+            kind=config.projection,
+            num=config.num_features,
+        )
     return World(model, config, times, bank, ground, projection)
 
 

@@ -66,7 +66,7 @@ class Estimate:
         x0: Clean estimates, in range.
         predicted: The noise that the network said.
         clipped: Share of x0_hat's pixels that left [−1, 1]; 0 where nothing is clipped.
-        pooled: (R, F) the network's pooled middle features, where asked for.
+        pooled: (R, F) the network's pooled features, those asked for side by side; None where none were.
     """
 
     x: Tensor
@@ -83,7 +83,9 @@ class Estimate:
         return (self.x - self.alpha * self.x0) / self.sigma
 
 
-def estimate(denoiser: Denoiser, x: Tensor, t: Tensor, *, clip: Clip, features: bool = False) -> Estimate:
+def estimate(
+    denoiser: Denoiser, x: Tensor, t: Tensor, *, clip: Clip, features: tuple[str, ...] = ()
+) -> Estimate:
     """Call the network on ``x`` at ``t``; differentiable in ``x``."""
     predicted, pooled = denoiser(x, t, features=features)
     alpha, sigma = (image_scale(value, x) for value in denoiser.schedule.alpha_sigma(t))

@@ -190,13 +190,10 @@ class GatedRows:
         process = self.process
 
         def call(x: Tensor) -> tuple[Tensor, ...]:
-            seen = estimate(
-                process.denoiser, x, t, clip=process.clip, features=process.projection is not None
-            )
+            seen = estimate(process.denoiser, x, t, clip=process.clip, features=process.asked)
             features = x.new_zeros(len(x), 0)
-            if seen.pooled is not None and process.projection is not None:
-                matrix, mean = process.projection
-                features = (seen.pooled - mean) @ matrix
+            if seen.pooled is not None:
+                features = process.projected(seen.pooled)
             return seen.x0, seen.eps, _rms(seen.predicted), seen.clipped, features
 
         if self.recompute and torch.is_grad_enabled() and x.requires_grad:

@@ -56,6 +56,14 @@ def check_fit(policy: LearnedPolicy, model: Model, solver: str | None) -> None:
             f"this {policy.name} policy was trained from t = {ends[0]:g} to {ends[1]:g}, the model's ends "
             f"are now {model.info.t_start:g} and {model.info.t_end:g}: train it again"
         )
+    if policy.projection is not None:
+        widths = model.denoiser.feature_widths
+        total = sum(widths.get(name, 0) for name in policy.projection.features)
+        if total != len(policy.projection.mean):
+            raise UserError(
+                f"this {policy.name} policy observes {len(policy.projection.mean)} features "
+                f"({' + '.join(policy.projection.features)}), the model has {total}: train it again"
+            )
     if solver is not None and solver != policy.info.solver:
         raise UserError(
             f"this {policy.name} policy was trained with solver '{policy.info.solver}', not '{solver}'"

@@ -18,6 +18,7 @@ NUM_IMAGES = 1024
 _MOST_STEPS = 16
 _NEAR = 0.99  # of the target: near enough
 _DOUBT = 0.05  # of a table's numbers, which other noise made
+HELD = 0.05  # a policy held to a target may exceed it by this share
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,15 @@ def price_for(
 
     The search starts from the policy's own table and goes on by false position in log price. ``engine``
     draws validation noise. :class:`UserError` for targets that no price of its training attains; the message
-    tells the range.
+    tells the range. A policy that was held to a target has one price and that target alone.
     """
 
     def spend(log_price: float) -> Spending:
         price = math.exp(log_price)
         return spending(price, engine.sample(policy, num_images, price=price))
 
+    if policy.info.target_nfe is not None:
+        return _held(policy, target_nfe, spend(math.log(policy.info.prices[0])))
     low, high = (math.log(price) for price in policy.info.prices)
     table = [(math.log(price), nfe) for price, nfe in policy.info.price_table]
     most = min(((x, n) for x, n in table if n > target_nfe * (1 + _DOUBT)), key=_nfe, default=None)
@@ -102,6 +105,23 @@ def price_for(
                 break
     assert best is not None, "the range's end was measured half-way at the latest"
     return best
+
+
+def _held(policy: LearnedPolicy, target_nfe: float, found: Spending) -> Spending:
+    """What a policy of one target spends, if that is the target asked for."""
+    own = policy.info.target_nfe
+    assert own is not None
+    if abs(target_nfe - own) > 1e-6 * own:
+        raise UserError(
+            f"this {policy.name} policy was held to {own:g} evaluations per image, not {target_nfe:g}: train "
+            f"another with --env.target_nfe {target_nfe:g}"
+        )
+    if found.mean > own * (1 + HELD):
+        raise UserError(
+            f"this {policy.name} policy was to be held to {own:g} evaluations per image and spends "
+            f"{found.mean:.2f}: train it longer, or take it as it is with --price {found.price:.6g}"
+        )
+    return found
 
 
 def _nfe(point: tuple[float, float]) -> float:

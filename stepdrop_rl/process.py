@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from envs.observation import Projection
 from envs.philox import Role, Stream, normal
 from envs.protocols import Evidence
 from stepdrop_rl.diffusion import CLEAN
@@ -29,8 +30,7 @@ class DiffusionProcess:
         role: Whose noise (see :mod:`envs.philox`).
         clip: How x0_hat is kept within [−1, 1] (:func:`stepdrop_rl.estimates.in_range`; True: static, False:
             none); eps then follows from the clipped x0_hat.
-        projection: (F, D) matrix and (F,) mean that turn pooled middle features into D numbers for the
-            observation; None: no features.
+        projection: Turns the network's pooled features into numbers for the observation; None: no features.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class DiffusionProcess:
         seed: int,
         role: Role,
         clip: Clip | bool = "static",
-        projection: tuple[Tensor, Tensor] | None = None,
+        projection: Projection | None = None,
     ) -> None:
         self.denoiser = denoiser
         self.schedule = denoiser.schedule
@@ -52,8 +52,9 @@ class DiffusionProcess:
         self.role = role
         self.clip = clip_of(clip)
         device = self.schedule.device
-        self.projection = None if projection is None else (projection[0].to(device), projection[1].to(device))
-        self.num_features = 0 if projection is None else projection[0].shape[1]
+        self.asked = () if projection is None else projection.features
+        self._affine = None if projection is None else tuple(part.to(device) for part in projection[:2])
+        self.num_features = 0 if projection is None else projection.matrix.shape[1]
         self.relaxes = solver.history == 1  # none that looks back on half an evaluation
         depth = max(2, solver.history)  # the evidence looks back on two evaluations
         self._x = torch.zeros(num_rows, *denoiser.shape, device=device)
@@ -70,6 +71,12 @@ class DiffusionProcess:
     def device(self) -> torch.device:
         """Where the samples lie."""
         return self._x.device
+
+    def projected(self, pooled: Tensor) -> Tensor:
+        """What the observation shows of pooled features (R, F₀): (R, F)."""
+        assert self._affine is not None
+        matrix, mean = self._affine
+        return (pooled - mean) @ matrix
 
     def lam(self, t: Tensor) -> Tensor:
         """Half log-SNR at real times."""
@@ -129,12 +136,11 @@ class DiffusionProcess:
             x[~fresh] = self.jump(rows[~fresh], t[~fresh])
         else:
             x = self.jump(rows, t)
-        seen = estimate(self.denoiser, x, t, clip=self.clip, features=self.projection is not None)
+        seen = estimate(self.denoiser, x, t, clip=self.clip, features=self.asked)
         self._clipped[rows] = seen.clipped
         self._eps_rms[rows] = rms(seen.predicted)
-        if seen.pooled is not None and self.projection is not None:
-            matrix, mean = self.projection
-            self._features[rows] = (seen.pooled - mean) @ matrix
+        if seen.pooled is not None:
+            self._features[rows] = self.projected(seen.pooled)
         if self._eps is not None:
             self._eps[rows] = torch.cat((seen.eps.unsqueeze(1), self._eps[rows, :-1]), 1)
         self._x[rows] = x

@@ -99,7 +99,7 @@ def _judge(config: TrainPolicyConfig, world: World) -> ValidationJudge:
     return ValidationJudge(
         engine,
         lambda images: frechet_distance(gather(images, extractor)[0], reference.statistics),
-        config.target_nfe,
+        config.target_nfe if config.env.target_nfe is None else [config.env.target_nfe],
         config.judge_samples,
     )
 
@@ -139,6 +139,7 @@ class _Session:
         from agents.policy import PolicyInfo
 
         world, config = self.world, self.config
+        moving = self.learner.env.core.moving
         table = [[price, nfe] for price, nfe, _ in look.table] if look is not None else []
         return PolicyInfo(
             algo=config.algo,
@@ -148,8 +149,10 @@ class _Session:
             model_hash=world.model.hash,
             solver=config.env.solver,
             times=world.times.tolist(),
-            prices=list(config.env.prices),
-            num_features=config.env.num_features,
+            prices=list(config.env.prices) if moving is None else [moving.price] * 2,
+            target_nfe=config.env.target_nfe,
+            num_features=0 if world.projection is None else world.projection.matrix.shape[1],
+            features=list(config.env.feature_names),
             price_table=table,
             training={
                 "seed": config.seed,
@@ -168,15 +171,21 @@ class _Session:
 
         config = self.config
         began, before = time.monotonic(), self.seconds
+        moving = self.learner.env.core.moving
+        price_steps = 0 if moving is None else moving.steps
         next_look = (self.decisions // config.judge_every + 1) * config.judge_every
         with StopRequest(config.max_minutes) as stop, progress_bar() as bar:
             task = bar.add_task(config.algo, total=config.decisions, completed=self.decisions, note="")
 
             def go_on(decisions: int) -> bool:
-                nonlocal next_look
+                nonlocal next_look, price_steps
                 self.seconds = before + time.monotonic() - began
                 note = "" if self.best is None else f"validation {self.best:.3f}"
                 bar.update(task, completed=decisions, note=note)
+                if moving is not None and moving.steps > price_steps:
+                    price_steps = moving.steps
+                    metrics = {"price/price": moving.price, "price/nfe": moving.nfe}
+                    self.tracker.log_metrics(metrics, decisions)
                 if decisions >= next_look:
                     next_look = (decisions // config.judge_every + 1) * config.judge_every
                     self.look()
@@ -218,8 +227,7 @@ class _Session:
         from stepdrop_rl.weights import load_weights
 
         tensors, metadata = load_weights(self.folder, STATE)
-        now = _identity(self.config)
-        changed = sorted(key for key in now if metadata["settings"].get(key) != now[key])
+        changed = _changed(metadata["settings"], _identity(self.config))
         if changed:
             raise UserError(
                 f"cannot resume {self.folder}: {', '.join(changed)} differ from the run's settings"
@@ -260,6 +268,13 @@ def _identity(config: TrainPolicyConfig) -> dict[str, Any]:
     settings = {key: value for key, value in asdict(config).items() if key not in free}
     settings["data"] = config.data.name  # not where it lies
     return settings
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Which settings differ; one that a run of an older version did not have was at its default."""
+    defaults = _identity(TrainPolicyConfig())
+    before = {**defaults, **before, "env": {**defaults["env"], **before.get("env", {})}}
+    return sorted(key for key in now if before[key] != now[key])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -63,6 +63,9 @@ class ValidationJudge:
         for price in log_spaced(policy.info.prices[0], policy.info.prices[1], NUM_PRICES):
             samples = self.engine.sample(policy, self.num_images, price=price)
             table.append((price, spending(price, samples).mean, self.distance(samples.images)))
+        if policy.info.target_nfe is not None:  # one price: how far it is from its budget counts either way
+            ((_, nfe, distance),) = table
+            return Look(table, math.log(max(distance, 1e-9)) + abs(nfe - policy.info.target_nfe))
         logs = [_log_distance_at(budget, table) for budget in self.budgets]
         return Look(table, sum(logs) / len(logs))
 

@@ -45,12 +45,16 @@ class Ground:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Images to be scored; their features are computed once, whatever the number of terms."""
+    """Images to be scored; their features are computed once, whatever the number of terms.
+
+    ``lam`` is the half log-SNR (R,) float64 at which they were estimated, where that is known.
+    """
 
     ground: Ground
     rows: Tensor
     images: Tensor
     x0: Tensor
+    lam: Tensor | None = None
 
     @cached_property
     def features(self) -> Tensor:
@@ -138,8 +142,8 @@ class WeightedQuality:
         self.scale = 1.0 / gain
         self._images = torch.zeros(num_rows, dtype=torch.int64, device=ground.teacher.device)
 
-    def _candidates(self, rows: Tensor, x0: Tensor) -> Candidates:
-        return Candidates(self.ground, rows, self._images[rows], x0)
+    def _candidates(self, rows: Tensor, x0: Tensor, lam: Tensor | None = None) -> Candidates:
+        return Candidates(self.ground, rows, self._images[rows], x0, lam)
 
     def reset(self, seed: int) -> None:
         """Forget what earlier episodes taught."""
@@ -163,9 +167,9 @@ class WeightedQuality:
         for term in self.terms.values():
             term.begin(rows, images, prices)
 
-    def score(self, rows: Tensor, x0: Tensor) -> Tensor:
+    def score(self, rows: Tensor, x0: Tensor, lam: Tensor | None = None) -> Tensor:
         """Φ, (R,)."""
-        candidates = self._candidates(rows, x0)
+        candidates = self._candidates(rows, x0, lam)
         total = torch.zeros(len(rows), device=x0.device)
         for name, term in self.terms.items():
             total += self.weights[name] * term.score(candidates)

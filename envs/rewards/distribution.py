@@ -1,8 +1,11 @@
 """Scores of belonging: how real, against how common among what is being generated.
 
 A Fréchet distance is a number of a whole set and gives no sample its share; the witness of a kernel
-two-sample test does (Gretton et al. 2012): w(f) = mean k(f, real) − mean k(f, generated), whose mean over
-generated samples, taken negative, is MMD² up to a constant.
+two-sample test does (Gretton et al. 2012): w(f) = mean k(f, real) − mean k(f, generated), minus half the
+first variation of MMD² up to a constant: a generated set that gets more of what has a high w is nearer.
+
+Kernels differ in how far they see: a narrow Gaussian tells only close neighbours apart, the polynomial one
+(of the KID) compares moments up to the third, wherever the sample lies.
 
 A bounded kernel calls a far outlier w ≈ 0, *more* than a typical sample has: policies learned to throw
 images away. The log-ratio forms make outliers pay; they are the default.
@@ -89,6 +92,18 @@ class GeneratedSet:
         """How many results a bin has been given so far."""
         return int(self._added[price_bin])
 
+    @property
+    def total(self) -> int:
+        """How many results all bins have been given so far."""
+        return int(self._added.sum())
+
+    def draw(self, bins: Tensor, u: Tensor) -> Tensor:
+        """(B, F) results of these bins, from their windows, by numbers u (B,) in [0, 1)."""
+        added = self._added[bins]
+        back = (u * added.clamp(max=WINDOW)).long()
+        slots = (added - 1 - back) % self.capacity
+        return self._features[bins.to(self._bin.device), slots.to(self._bin.device)]
+
     def window(self, price_bin: int) -> Tensor:
         """(G, F) the last results of a bin."""
         added = self.added(price_bin)
@@ -119,6 +134,7 @@ class _AgainstGenerated:
     """A score that compares nearness to real images with nearness to generated ones."""
 
     needs_features: ClassVar[bool] = True
+    widths: ClassVar[tuple[float, ...]] = _CS
 
     def __init__(self, ground: Ground, num_rows: int) -> None:
         self.ground = ground
@@ -149,16 +165,20 @@ class _AgainstGenerated:
     def score(self, candidates: Candidates) -> Tensor:
         """(R,)."""
         f = candidates.features
-        to_real = squared_distance(f, self.ground.real)
+        to_real = self.relation(f, self.ground.real)
         every = torch.ones_like(to_real, dtype=torch.bool)
         result = torch.empty(len(f), device=f.device)
         for positions, generated, visible in self.generated.views(candidates.rows, candidates.images):
-            to_generated = squared_distance(f[positions], generated)
+            to_generated = self.relation(f[positions], generated)
             result[positions] = self.compare(to_real[positions], every[positions], to_generated, visible)
         return result
 
+    def relation(self, a: Tensor, b: Tensor) -> Tensor:
+        """(A, B) what features (A, F) and (B, F) are to each other: squared distances."""
+        return squared_distance(a, b)
+
     def compare(self, real: Tensor, is_real: Tensor, generated: Tensor, visible: Tensor) -> Tensor:
-        """(r,) scores from squared distances to real (r, N) and to the visible generated (r, G)."""
+        """(r,) scores from the relation to real (r, N) and to the visible generated (r, G)."""
         raise NotImplementedError  # a score says how
 
     def gain(self) -> float:
@@ -169,15 +189,18 @@ class _AgainstGenerated:
         return full - start
 
     def _stationary(self, f: Tensor) -> Tensor:
-        real = squared_distance(f, self.ground.real)
+        real = self.relation(f, self.ground.real)
         own = torch.eye(len(f), dtype=torch.bool, device=f.device)
-        return self.compare(real, torch.ones_like(real, dtype=torch.bool), squared_distance(f, f), ~own)
+        return self.compare(real, torch.ones_like(real, dtype=torch.bool), self.relation(f, f), ~own)
 
-    def kernel_mean(self, squared: Tensor, mask: Tensor) -> Tensor:
-        """Mean over the mask of k = Σ_c exp(−c·d²/median²), (r,)."""
-        scaled = squared / self.median_squared
-        kernel = sum((torch.exp(-c * scaled) for c in _CS), torch.zeros_like(scaled))
-        return (kernel * mask).sum(1) / mask.sum(1).clamp(min=1)
+    def kernel(self, relation: Tensor) -> Tensor:
+        """k = Σ_c exp(−c·d²/median²), elementwise."""
+        scaled = relation / self.median_squared
+        return sum((torch.exp(-c * scaled) for c in self.widths), torch.zeros_like(scaled))
+
+    def kernel_mean(self, relation: Tensor, mask: Tensor) -> Tensor:
+        """Mean over the mask of k, (r,)."""
+        return (self.kernel(relation) * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 class Witness(_AgainstGenerated):
@@ -186,6 +209,56 @@ class Witness(_AgainstGenerated):
     def compare(self, real: Tensor, is_real: Tensor, generated: Tensor, visible: Tensor) -> Tensor:
         """w(f)."""
         return self.kernel_mean(real, is_real) - self.kernel_mean(generated, visible)
+
+
+class NarrowWitness(Witness):
+    """The witness of Gaussians of a quarter and half the usual width: tells near neighbours apart."""
+
+    widths: ClassVar[tuple[float, ...]] = (4.0, 16.0)
+
+
+class WideWitness(Witness):
+    """The witness of Gaussians of twice and four times the usual width: sees where the mass lies."""
+
+    widths: ClassVar[tuple[float, ...]] = (1 / 16, 1 / 4)
+
+
+class LaplaceWitness(Witness):
+    """The witness of k = exp(−d/median): peaked at the sample, with longer tails than a Gaussian."""
+
+    def kernel(self, relation: Tensor) -> Tensor:
+        """exp(−d/median), elementwise."""
+        return torch.exp(-(relation / self.median_squared).sqrt())
+
+
+class RationalWitness(Witness):
+    """The witness of k = Σ_a (1 + d²/(2a·median²))^−a, whose tails fall as a power (Bińkowski et al. 2018).
+
+    It slopes where Gaussians are flat, so outliers learn where to go; bounded all the same.
+    """
+
+    EXPONENTS = (0.2, 0.5, 1.0, 2.0, 5.0)
+
+    def kernel(self, relation: Tensor) -> Tensor:
+        """The rational quadratic kernels' sum, elementwise."""
+        scaled = relation / self.median_squared
+        return sum(((1 + scaled / (2 * a)) ** -a for a in self.EXPONENTS), torch.zeros_like(scaled))
+
+
+class PolynomialWitness(Witness):
+    """The witness of the KID's kernel, k = (a·b/F + 1)³ (Bińkowski et al. 2018): the slope of the KID.
+
+    In the reward's features, never a judge's. Unbounded: what is too much on one side pays the more, the
+    farther it is, and what lies far on the side that is short is praised as much.
+    """
+
+    def relation(self, a: Tensor, b: Tensor) -> Tensor:
+        """(A, B) a·b/F."""
+        return a @ b.T / a.shape[1]
+
+    def kernel(self, relation: Tensor) -> Tensor:
+        """The cubic kernel, elementwise."""
+        return (relation + 1) ** 3
 
 
 class LogRatio(_AgainstGenerated):

@@ -90,13 +90,24 @@ class FrechetSlope:
         self._latest.clear()
 
     def state(self) -> dict[str, Tensor]:
-        """The generated sets."""
-        return self.generated.state()
+        """The generated sets, and every price bin's newest slope: it is older than its set."""
+        tensors = self.generated.state()
+        for b, (version, added) in self._latest.items():
+            tensors[f"slope.{b}.added"] = torch.tensor(added)
+            found = self._slopes[version]._asdict()
+            tensors |= {f"slope.{b}.{name}": value for name, value in found.items()}
+        return tensors
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`."""
         self.generated.load_state(tensors)
         self._latest.clear()
+        for b in range(self.generated.num_bins):
+            if f"slope.{b}.added" in tensors:
+                parts = (tensors[f"slope.{b}.{name}"].to(self._version.device) for name in Slope._fields)
+                self._slopes[self._next] = Slope(*parts)
+                self._latest[b] = (self._next, int(tensors[f"slope.{b}.added"]))
+                self._next += 1
 
     def begin(self, rows: Tensor, images: Tensor, prices: Tensor) -> None:
         """Freeze what the rows see."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,8 +19,14 @@ class EnvConfig:
         price: Price of an evaluation; without it one is drawn per episode.
         price_min: Smallest price drawn.
         price_max: Largest price drawn.
+        target_nfe: Mean evaluations per image to hold the policy to: one price, which starts at env.price
+            (without it, at the middle of the range) and moves until the target is met.
+        price_step: By how much its logarithm moves per round, per relative miss of the target.
         reward: Quality scores and their weights.
-        num_features: Pooled middle features of the network in the observation (0: none).
+        num_features: Numbers that the observation shows of the network's pooled features (0: none).
+        features: Which: of its middle block, of its decoder (the last block upwards), or both.
+        projection: How they become those numbers: principal components, random directions, or encoder, which
+            shows them all, so that the policy's first layer learns the projection (leave num_features at 0).
         bank_size: Noises (with their full-trajectory results) that episodes start from.
         teacher_steps: Evaluations of the full trajectory.
     """
@@ -29,8 +36,12 @@ class EnvConfig:
     price: float | None = None
     price_min: float = 0.004
     price_max: float = 0.1
+    target_nfe: float | None = None
+    price_step: float = 0.2
     reward: dict[str, float] = field(default_factory=lambda: {"feature": 4.0, "neighbour": 1.0})
     num_features: int = 0
+    features: Literal["middle", "decoder", "both"] = "middle"
+    projection: Literal["principal", "random", "encoder"] = "principal"
     bank_size: int = 4096
     teacher_steps: int = 50
 
@@ -40,14 +51,42 @@ class EnvConfig:
             0 < self.price_min <= self.price_max,
             f"need 0 < env.price_min <= env.price_max, not {self.price_min} and {self.price_max}",
         )
+        require(
+            self.target_nfe is None or 1 < self.target_nfe < self.num_decisions,
+            f"env.target_nfe must lie between 1 and env.num_decisions, not {self.target_nfe}",
+        )
+        require(self.price_step > 0, f"env.price_step must be positive, not {self.price_step}")
+        require(self.price != 0 or self.target_nfe is None, "a price that moves cannot start at 0")
         require(self.num_decisions >= 2, f"env.num_decisions must be at least 2, not {self.num_decisions}")
         require(bool(self.reward), "env.reward needs at least one quality score")
+        require(self.num_features >= 0, f"env.num_features must not be negative: {self.num_features}")
+        encoder = self.projection == "encoder"
+        require(
+            not (encoder and self.num_features),
+            "env.projection encoder shows all features: leave env.num_features at 0",
+        )
+        require(
+            self.shows_features or (self.features, self.projection) == ("middle", "principal"),
+            "env.features and env.projection need env.num_features: none are shown",
+        )
         require(self.bank_size >= 32, f"env.bank_size must be at least 32, not {self.bank_size}")
         require(self.teacher_steps > 0, f"env.teacher_steps must be positive, not {self.teacher_steps}")
 
     @property
+    def shows_features(self) -> bool:
+        """Whether the observation shows any of the network's features."""
+        return self.num_features > 0 or self.projection == "encoder"
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the features, as a denoiser is asked for them."""
+        return ("middle", "decoder") if self.features == "both" else (self.features,)
+
+    @property
     def prices(self) -> tuple[float, float]:
-        """Smallest and largest price that an episode may see."""
+        """Smallest and largest price that an episode may see (one that moves: where it starts)."""
+        if self.target_nfe is not None and self.price is None:
+            return (math.sqrt(self.price_min * self.price_max),) * 2
         return (self.price_min, self.price_max) if self.price is None else (self.price, self.price)
 
 
@@ -104,7 +143,8 @@ class AgentChoice(CommonConfig):
         model: Name of a shipped model, or the folder of one (default: the data set's).
         policy: Name of an agent, a policy folder, or a schedule file.
         solver: A solver, with its settings if it has any: ddim:eta=0.5 (a learned policy brings its own).
-        target_nfe: Mean evaluations per image to spend at most (a learned policy without --price: 5).
+        target_nfe: Mean evaluations per image to spend at most (a learned policy without --price: 5,
+            or what it was held to).
         price: Price of an evaluation given to a learned policy, instead of target_nfe.
         clip: How clean estimates are kept within [−1, 1]: static, dynamic (Imagen's thresholding) or none.
         actions: sample draws from the policy's probabilities, mode takes the likelier action.

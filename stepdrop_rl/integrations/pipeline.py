@@ -92,7 +92,7 @@ class StepDropPipeline(DiffusionPipeline):  # type: ignore[misc]
         Args:
             batch_size: How many.
             seed: Image i of a seed is always the same.
-            target_nfe: Mean evaluations per image to spend at most (default: 5).
+            target_nfe: Mean evaluations per image to spend at most (default: the policy's own, else 5).
             price: Price of an evaluation, instead.
             output_type: "pil" or "np".
         """
@@ -101,7 +101,8 @@ class StepDropPipeline(DiffusionPipeline):  # type: ignore[misc]
         if price is not None and target_nfe is not None:
             raise UserError("give either price or target_nfe, not both")
         if price is None:
-            price = price_for(self.policy, self._engine(seed, Role.VALIDATION), target_nfe or 5.0).price
+            wanted = target_nfe or self.policy.info.target_nfe or 5.0
+            price = price_for(self.policy, self._engine(seed, Role.VALIDATION), wanted).price
         samples = self._engine(seed, Role.EVALUATION).sample(self.policy, batch_size, price=price)
         pixels = to_uint8(samples.images).permute(0, 2, 3, 1).numpy()
         nfe = samples.nfe.tolist()

@@ -10,6 +10,9 @@ Works in the type of ``x`` (float64 for measuring orders). Shapes: K components;
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -26,7 +29,7 @@ class GaussianMixture:
         weights: (K,) w; equal where None.
     """
 
-    num_features = 0
+    feature_widths: ClassVar[Mapping[str, int]] = {}
 
     def __init__(
         self, schedule: NoiseSchedule, means: Tensor, deviation: float, weights: Tensor | None = None
@@ -51,7 +54,7 @@ class GaussianMixture:
         return (share * (means + shrink * off)).sum(1)
 
     def __call__(
-        self, x: Tensor, t: Tensor, *, features: bool = False, told: Tensor | None = None
+        self, x: Tensor, t: Tensor, *, features: Sequence[str] = (), told: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """eps; there are no features to show."""
         t = t if told is None else told

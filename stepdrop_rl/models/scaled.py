@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -23,11 +23,11 @@ class ScaledDenoiser:
         self.scale = scale
         self.schedule = inner.schedule
         self.shape = inner.shape
-        self.num_features = inner.num_features
+        self.feature_widths = inner.feature_widths
 
     def __call__(
-        self, x: Tensor, t: Tensor, *, features: bool = False, told: Tensor | None = None
+        self, x: Tensor, t: Tensor, *, features: Sequence[str] = (), told: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return scale(t) · eps (and pooled middle features) of ``x`` at ``t``."""
+        """Return scale(t) · eps (and pooled features) of ``x`` at ``t``."""
         eps, pooled = self.inner(x, t, features=features, told=told)
         return image_scale(self.scale(t), eps) * eps, pooled

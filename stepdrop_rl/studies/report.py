@@ -222,7 +222,7 @@ def _questions(study: Study) -> list[Block]:
     blocks = [
         Block(heading="The proposal's questions"),
         Block(
-            text="The smallest budget at which the distance comes within 10 and 20 % of the full trajectory's "
+            text="The smallest budget at which the distance comes within 10 and 20 % of the full one's, "
             "with the time that it saves, and the smallest whose Inception score is 90 % of it. "
             "Skipping saves time, not memory: the same network runs on the same batch."
         ),

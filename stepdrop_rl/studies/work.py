@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from agents import BASELINES
+from agents.base import RecurrentAgent
 from agents.controls import Shuffled, coins, dealt, mean_schedule
 from agents.policy import LearnedPolicy
 from envs.errors import UserError
@@ -202,6 +203,8 @@ class Workshop:
         times: Tensor = drawn["times"]
         evaluated = drawn["evaluated"].bool()
         if job.control == "shuffled":
+            if isinstance(policy, RecurrentAgent):
+                raise UserError("a policy with a memory cannot be shown other samples from point to point")
             return Contender(Shuffled(policy), judged["price"])
         if job.control == "mean_schedule":
             return Contender(mean_schedule(times, evaluated))

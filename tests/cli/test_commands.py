@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from stepdrop_rl.interrupt import StopRequest
+from stepdrop_rl.models.unet import load_model
 from stepdrop_rl.weights import load_tensors, read_json
 
 TINY_ENV = ["--env.bank-size", "64", "--env.teacher-steps", "8", "--env.num-decisions", "6"]
@@ -61,6 +62,32 @@ def equal_tensors(a, b):
     first, second = load_tensors(a), load_tensors(b)
     assert first.keys() == second.keys()
     return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_policy_that_remembers_sees_more_and_is_held_to_a_target(capsys):
+    argv = [*TINY_POLICY, "--algo", "recurrent_ppo", "--env.projection", "encoder", "--env.features", "both"]
+    assert call("train_policy", *argv, "--env.target-nfe", "3", "--env.reward", "{discriminator: 1}") == 0
+    policy = read_json("runs/digits/recurrent_ppo/policy.json")
+    assert policy["memory"] > 0
+    assert policy["features"] == ["middle", "decoder"]
+    assert policy["num_features"] == sum(load_model("digits").denoiser.feature_widths.values())
+    assert policy["target_nfe"] == 3
+    low, high = policy["prices"]
+    assert low == high
+    assert "recurrent_ppo: 240 of 240" in capsys.readouterr().out
+    argv = ["--policy", "recurrent_ppo", "--num-samples", "8", "--tracking", "none"]
+    assert call("sample", *argv, "--price", low) == 0
+    assert Path("samples.png").is_file()
+    assert call("sample", *argv, "--target-nfe", "4") == 2
+    assert "was held to 3 evaluations per image, not 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("algo", ["trpo", "qrdqn"])
+def test_other_algorithms_train_and_draw(algo):
+    few = "{n_critic_updates: 2}" if algo == "trpo" else "{learning_starts: 32, batch_size: 16}"
+    assert call("train_policy", *TINY_POLICY, "--algo", algo, "--hyperparameters", few) == 0
+    argv = ["--policy", algo, "--num-samples", "8", "--tracking", "none", "--price", "0.05"]
+    assert call("sample", *argv) == 0
 
 
 def test_train_policy_then_evaluate_then_resume(capsys):

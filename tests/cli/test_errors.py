@@ -69,6 +69,18 @@ def test_help_is_complete_and_loads_nothing_slow(name):
         ("train_policy", ["--algo", "pppo"], "did you mean 'ppo'?"),
         ("train_policy", ["--hyperparameters", "{n_epoch: 3}"], "did you mean 'n_epochs'?"),
         ("train_policy", ["--env.num_features", "4000"], "64 channels"),
+        ("train_policy", ["--env.features", "decoder"], "need env.num_features"),
+        (
+            "train_policy",
+            ["--env.projection", "encoder", "--env.num_features", "4"],
+            "leave env.num_features at 0",
+        ),
+        ("train_policy", ["--env.target_nfe", "1"], "must lie between 1 and env.num_decisions"),
+        (
+            "train_policy",
+            ["--algo", "qrdqn", "--hyperparameters", "{initial_nfe: 3}"],
+            "unknown hyperparameter 'initial_nfe'",
+        ),
         ("train_policy", ["--seed", "-1"], "seed must be in"),
         ("train_policy", ["--judge-every", "0"], "judge_every must be positive"),
         ("train_policy", ["--judge-samples", "0"], "judge_samples must be at least 32"),

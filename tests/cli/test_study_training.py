@@ -71,7 +71,7 @@ def test_the_sampling_control_multiplies_eps_by_b():
     scaled = ScaledDenoiser(denoiser, lambda at: s2dm_weight_and_scale(denoiser.schedule, at, 10, 0.99)[1])
     expected = denoiser(x, t)[0] * b.float().reshape(-1, 1, 1, 1)
     torch.testing.assert_close(scaled(x, t)[0], expected)
-    assert scaled(x, t, features=True)[1].shape == (2, denoiser.num_features)
+    assert scaled(x, t, features=("middle",))[1].shape == (2, denoiser.feature_widths["middle"])
 
 
 def test_what_is_scaled_must_be_a_variant():

@@ -83,11 +83,11 @@ class Counting:
         self.inner = inner
         self.schedule = inner.schedule
         self.shape = inner.shape
-        self.num_features = inner.num_features
+        self.feature_widths = inner.feature_widths
         self.calls: list[tuple[Tensor, Tensor]] = []
 
     def __call__(
-        self, x: Tensor, t: Tensor, *, features: bool = False, told: Tensor | None = None
+        self, x: Tensor, t: Tensor, *, features: Sequence[str] = (), told: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         self.calls.append((x, t))
         return self.inner(x, t, features=features, told=told)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from envs.errors import UserError
 from stepdrop_rl.config import ScheduleConfig, UNetConfig
 from stepdrop_rl.diffusion import NoiseSchedule
-from stepdrop_rl.models.denoiser import NetworkDenoiser, middle_width, unet_of
+from stepdrop_rl.models.denoiser import FEATURES, NetworkDenoiser, feature_widths, unet_of
 from stepdrop_rl.models.unet import (
     ModelInfo,
     PixelUnshuffledUNet,
@@ -118,31 +118,46 @@ def test_precision_by_device() -> None:
 
 
 @both_kinds
-def test_features_are_the_pooled_middle_and_change_nothing(unet: UNetConfig) -> None:
+@pytest.mark.parametrize("names", [("middle",), ("decoder",), ("middle", "decoder"), ("decoder", "middle")])
+def test_features_are_the_pooled_blocks_and_change_nothing(unet: UNetConfig, names: tuple[str, ...]) -> None:
     net = network(unet)
     ask = denoiser(net)
     x, t = inputs()
-    seen: list[Tensor] = []
-    middle = unet_of(net).get_submodule("mid_block")
-    handle = middle.register_forward_hook(lambda module, args, output: seen.append(output))
-    eps, features = ask(x, t, features=True)
-    handle.remove()
+    seen: dict[str, Tensor] = {}
+    last = len(TINY.channels) - 1
+    blocks = {
+        name: unet_of(net).get_submodule(path)
+        for name, path in (("middle", "mid_block"), ("decoder", f"up_blocks.{last}"))
+    }
+
+    def watch(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def hook(module: nn.Module, args: object, output: Tensor) -> None:
+            seen[name] = output
+
+        return hook
+
+    handles = [block.register_forward_hook(watch(name)) for name, block in blocks.items()]
+    eps, features = ask(x, t, features=names)
+    for handle in handles:
+        handle.remove()
     assert features is not None
-    assert features.shape == (len(x), ask.num_features)
-    exact(features, seen[0].mean((2, 3)))
+    assert features.shape == (len(x), sum(ask.feature_widths[name] for name in names))
+    exact(features, torch.cat([seen[name].mean((2, 3)) for name in names], 1))
     plain, nothing = ask(x, t)
     assert nothing is None
     exact(eps, plain)
-    assert "forward" not in vars(middle)  # nothing of the look stays behind
+    assert not any("forward" in vars(block) for block in blocks.values())  # nothing of the look stays behind
 
 
 @both_kinds
 def test_number_of_features(unet: UNetConfig) -> None:
-    assert middle_width(network(unet)) == TINY.channels[-1]
+    widths = feature_widths(network(unet))
+    assert tuple(widths) == FEATURES
+    assert widths == {"middle": TINY.channels[-1], "decoder": TINY.channels[0]}
 
 
 def test_a_network_without_a_middle_has_no_features() -> None:
-    assert middle_width(nn.Conv2d(1, 1, 3)) == 0
+    assert feature_widths(nn.Conv2d(1, 1, 3)) == {}
 
 
 # --- padding ------------------------------------------------------------------------------------
@@ -154,11 +169,11 @@ def test_a_padded_call_holds_exactly_its_rows_and_answers_bit_equal() -> None:
     net.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     ask = denoiser(net, pad_to=8)
     x, t = inputs(21)
-    whole, features = ask(x, t, features=True)
+    whole, features = ask(x, t, features=("middle",))
     assert features is not None
     assert sizes == [8, 8, 8]
     for rows in ([0], [3, 4], list(range(20, 6, -1))):
-        part, part_features = ask(x[rows], t[rows], features=True)
+        part, part_features = ask(x[rows], t[rows], features=("middle",))
         assert part_features is not None
         exact(part, whole[rows])
         exact(part_features, features[rows])
@@ -209,7 +224,7 @@ def test_a_saved_model_comes_back_whole(tmp_path: Path, unet: UNetConfig, predic
     assert model.denoiser.shape == SHAPE
     assert model.denoiser.schedule.name == "linear"
     assert model.denoiser.schedule.num_train_timesteps == 500
-    assert model.denoiser.num_features == TINY.channels[-1]
+    assert model.denoiser.feature_widths["middle"] == TINY.channels[-1]
     x, t = inputs()
     exact(model.denoiser.network(x, t.float()).sample, net(x, t.float()).sample)
     says = NetworkDenoiser(net, NoiseSchedule("linear", 500), prediction=prediction, shape=SHAPE)

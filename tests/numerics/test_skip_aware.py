@@ -25,17 +25,17 @@ SHAPE = (1, 4, 4)
 class Oracle:
     """Says ``eps``, whatever it is shown."""
 
-    schedule, shape, num_features = SCHEDULE, SHAPE, 0
+    schedule, shape, feature_widths = SCHEDULE, SHAPE, {}
 
     def __init__(self, eps):
         self.eps = eps
 
-    def __call__(self, x, t, *, features=False):
+    def __call__(self, x, t, *, features=()):
         return self.eps[: len(x)], None
 
 
 class Wrong(Oracle):
-    def __call__(self, x, t, *, features=False):
+    def __call__(self, x, t, *, features=()):
         return 0.3 * x + 0.1, None
 
 

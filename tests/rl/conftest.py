@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from envs.dual import MovingPrice
 from envs.mdp import StepDropCore
 from envs.philox import Role
 from envs.rewards.base import Ground, WeightedQuality
@@ -42,13 +43,14 @@ class Problem:
         reward: dict[str, float] | None = None,
         prices: tuple[float, float] = (0.01, 0.1),
         solver: str = "multistep",
+        moving: MovingPrice | None = None,
     ) -> StepDropCore:
         process = DiffusionProcess(
             self.denoiser, make_solver(solver), num_rows=num_rows, seed=0, role=Role.POLICY_TRAINING
         )
         ground = Ground(**(vars(self.ground) | {"prices": prices}))
         quality = WeightedQuality(reward or {"feature": 1.0}, ground, num_rows)
-        return StepDropCore(process, self.times, quality, num_images=BANK, prices=prices)
+        return StepDropCore(process, self.times, quality, num_images=BANK, prices=prices, moving=moving)
 
 
 @pytest.fixture(scope="session")

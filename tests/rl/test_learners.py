@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from agents import ALGORITHMS
+from agents.base import RecurrentAgent
 from agents.policy import PolicyInfo
 from agents.rloo import advantages, sibling_advantages
 from envs.errors import UserError
@@ -18,6 +19,9 @@ QUICK = {
     "rloo": {"learning_rate": 3e-3, "n_epochs": 4},
     "relaxed": {"learning_rate": 1e-2, "batch_size": 16},
     "dqn": {"learning_starts": 64, "batch_size": 64, "train_freq": 1, "gradient_steps": 1},
+    "qrdqn": {"learning_starts": 64, "batch_size": 64, "train_freq": 1, "gradient_steps": 1},
+    "trpo": {"learning_rate": 3e-3},
+    "recurrent_ppo": {"batch_size": 64, "n_epochs": 4, "learning_rate": 3e-3},
 }
 
 
@@ -29,9 +33,11 @@ def learner_of(
     reward=None,
     prices=(0.01, 0.1),
     solver="multistep",
+    moving=None,
     **hyperparameters,
 ):
-    env = StepDropVecEnv(problem.core(num_envs, reward or {"feature": 1.0}, prices=prices, solver=solver))
+    core = problem.core(num_envs, reward or {"feature": 1.0}, prices=prices, solver=solver, moving=moving)
+    env = StepDropVecEnv(core)
     logged = []
     learner = ALGORITHMS.load(algo)(
         env,
@@ -61,9 +67,22 @@ def test_the_exported_policy_is_the_learned_one(problem, algo):
     learner.learn(256, lambda decisions: True)
     policy = learner.policy(info_of(problem, learner, algo))
     observation = torch.rand(64, 10)
-    if algo == "dqn":
+    if algo in ("dqn", "qrdqn"):
         expected = learner.model.predict(observation.numpy(), deterministic=True)[0]
         assert np.array_equal(policy.probabilities(observation).numpy() > 0.5, expected == 1)
+    elif algo == "recurrent_ppo":
+        states, start = None, np.ones(64, dtype=bool)
+        memory = policy.initial_state(64)
+        for k in range(3):  # its actions that are likelier, and the state that it keeps
+            seen = (observation + k) / (k + 1)
+            expected, states = learner.model.predict(
+                seen.numpy(), state=states, episode_start=start, deterministic=True
+            )
+            p, memory = policy.step(seen, memory)
+            assert np.array_equal(p.numpy() > 0.5, expected == 1)
+            for ours, theirs in zip(memory.chunk(2, 1), states, strict=True):
+                np.testing.assert_allclose(ours.numpy(), theirs[0], atol=1e-6)
+            start = np.zeros(64, dtype=bool)
     elif algo in ("rloo", "relaxed"):
         expected = torch.softmax(learner.actor_network(observation), -1)[:, 1]
         torch.testing.assert_close(policy.probabilities(observation), expected.detach())
@@ -91,13 +110,18 @@ def mean_nfe(learner, problem, price):
     core.begin(core.rows)
     policy = learner.policy(info_of(problem, learner, "ppo"))
     generator = torch.Generator().manual_seed(0)
+    state = policy.initial_state(256) if isinstance(policy, RecurrentAgent) else None
     for _ in range(N - 1):
-        p = policy.probabilities(core.walk.observe(core.rows))
+        observation = core.walk.observe(core.rows)
+        if state is None:
+            p = policy.probabilities(observation)
+        else:
+            p, state = policy.step(observation, state)
         core.step(core.rows, (torch.rand(256, generator=generator) < p).long())
     return float(core.walk.nfe.double().mean())
 
 
-@pytest.mark.parametrize("algo", ["ppo", "rloo"])
+@pytest.mark.parametrize("algo", ["ppo", "rloo", "trpo"])
 def test_it_learns_not_to_buy_what_costs_too_much(problem, algo):
     learner, _ = learner_of(problem, algo, num_envs=64, prices=(5.0, 5.0))
     learner.learn(64 * (N - 1) * 12, lambda decisions: True)
@@ -110,6 +134,23 @@ def test_it_learns_to_buy_what_is_free(problem, algo):
     before = mean_nfe(learner, problem, 0.0)
     learner.learn(64 * (N - 1) * 25, lambda decisions: True)
     assert mean_nfe(learner, problem, 0.0) > before
+
+
+def test_a_memory_learns_not_to_buy_what_costs_too_much(problem):
+    learner, _ = learner_of(problem, "recurrent_ppo", num_envs=64, prices=(5.0, 5.0), batch_size=256)
+    learner.learn(64 * (N - 1) * 12, lambda decisions: True)
+    assert mean_nfe(learner, problem, 5.0) < 1.2
+
+
+def test_quantile_values_learn_not_to_buy_what_costs_too_much(problem):
+    learner, _ = learner_of(problem, "qrdqn", prices=(5.0, 5.0), exploration_fraction=0.5)
+    learner.learn(16 * (N - 1) * 12, lambda decisions: True)
+    assert mean_nfe(learner, problem, 5.0) < 1.2
+
+
+def test_values_have_no_odds_to_begin_with(problem):
+    with pytest.raises(UserError, match="unknown hyperparameter 'initial_nfe'"):
+        learner_of(problem, "qrdqn", initial_nfe=4.0)
 
 
 def test_runs_of_different_seeds_share_no_episode(problem):
@@ -162,20 +203,36 @@ def test_siblings_share_image_and_price_and_nothing_else(problem):
     assert any(not bool((group == group[0]).all()) for group in taken)
 
 
-def test_rloo_resumes_exactly(problem):
-    one, _ = learner_of(problem, "rloo", num_envs=16, reward={"neighbour": 1.0})
-    one.learn(16 * (N - 1) * 6, lambda decisions: True)
-    other, _ = learner_of(problem, "rloo", num_envs=16, reward={"neighbour": 1.0})
-    total = 16 * (N - 1) * 6
+def resumed_run(problem, algo, total, **settings):
+    """A run that was stopped half-way and went on elsewhere, started there with another seed."""
+    other, _ = learner_of(problem, algo, **settings)
     other.learn(total, lambda decisions: decisions < total // 2)
-    resumed, _ = learner_of(problem, "rloo", num_envs=16, reward={"neighbour": 1.0}, seed=5)
-    resumed.load_state(other.state())
-    assert resumed.num_decisions == total // 2
+    state = {name: value.clone() for name, value in other.state().items()}
+    resumed, _ = learner_of(problem, algo, seed=5, **settings)
+    resumed.load_state(state)
+    assert resumed.num_decisions == other.num_decisions < total
     resumed.learn(total, lambda decisions: True)
-    for (name, a), b in zip(
-        one.actor_network.state_dict().items(), resumed.actor_network.state_dict().values(), strict=True
-    ):
-        assert torch.equal(a, b), name
+    return resumed
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c", "trpo", "recurrent_ppo", "rloo"])
+def test_a_run_resumes_exactly(problem, algo):
+    settings = {"num_envs": 16, "reward": {"neighbour": 1.0}}
+    total = 16 * (N - 1) * 6
+    one, _ = learner_of(problem, algo, **settings)
+    one.learn(total, lambda decisions: True)
+    resumed = resumed_run(problem, algo, total, **settings)
+    theirs = resumed.policy(info_of(problem, resumed, algo)).tensors()
+    for name, tensor in one.policy(info_of(problem, one, algo)).tensors().items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize("algo", ["dqn", "qrdqn"])
+def test_a_run_with_a_replay_memory_goes_on(problem, algo):
+    total = 16 * (N - 1) * 6
+    resumed = resumed_run(problem, algo, total)
+    assert resumed.num_decisions == total
+    assert resumed.model.learning_starts == 64 + total // 2  # its memory fills first
 
 
 @pytest.mark.parametrize("sees, entries", [("schedule", {0, 1, 2, 3, 4}), ("time", {0, 1, 4})])

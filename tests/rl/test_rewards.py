@@ -5,12 +5,26 @@ import math
 import pytest
 import torch
 
+from envs.mdp import StepDropCore
+from envs.rewards import REWARDS
 from envs.rewards.base import Candidates, Ground
-from envs.rewards.distribution import GeneratedSet, LogRatio, NeighbourRatio, Witness
+from envs.rewards.discriminator import REFRESH, SMOOTHING, Discriminator
+from envs.rewards.distribution import (
+    GeneratedSet,
+    LaplaceWitness,
+    LogRatio,
+    NarrowWitness,
+    NeighbourRatio,
+    PolynomialWitness,
+    RationalWitness,
+    WideWitness,
+    Witness,
+)
+from envs.rewards.local_error import LocalError
 from envs.rewards.realism import Realism
 from envs.rewards.teacher import FeatureDistance, PixelDistance
 
-from .conftest import flat_features
+from .conftest import N, flat_features
 
 
 def ground_of(real, teacher, prices=(0.1, 0.1)):
@@ -165,3 +179,158 @@ def test_reset_by_a_seed_forgets(line):
     term.reset(0)
     term.begin(row, image, price)
     assert torch.equal(term.score(candidates(line, [0], [1], [0.2])), fresh)
+
+
+# --- kernels ------------------------------------------------------------------------------------
+
+KERNELS = {
+    NarrowWitness: lambda d2: math.exp(-4 * d2) + math.exp(-16 * d2),
+    WideWitness: lambda d2: math.exp(-d2 / 16) + math.exp(-d2 / 4),
+    LaplaceWitness: lambda d2: math.exp(-math.sqrt(d2)),
+    RationalWitness: lambda d2: sum((1 + d2 / (2 * a)) ** -a for a in (0.2, 0.5, 1, 2, 5)),
+}
+
+
+@pytest.mark.parametrize("score", KERNELS)
+def test_witnesses_of_other_kernels_by_hand(line, score):
+    x, k = 0.25, KERNELS[score]  # the real images' median distance is 1
+    wanted = sum(k((x - r) ** 2) for r in (0.0, 1.0, 2.0)) / 3 - sum(k((x - g) ** 2) for g in (0, 1, 3)) / 3
+    term = score(line, 1)
+    term.begin(torch.tensor([0]), torch.tensor([1]), torch.tensor([0.1]))
+    assert float(term.score(candidates(line, [0], [1], [x]))) == pytest.approx(wanted, rel=1e-5, abs=1e-7)
+
+
+def test_the_polynomial_witness_by_hand():
+    generator = torch.Generator().manual_seed(0)
+    real, teacher = torch.randn(50, 3, generator=generator), torch.randn(40, 3, generator=generator) + 0.5
+    images = teacher.reshape(-1, 3, 1, 1)
+    ground = Ground(flat_features, real, images, teacher, images[:2] + 1, (0.1, 0.1))
+    term = PolynomialWitness(ground, 40)
+    rows = torch.arange(40)
+    term.begin(rows, rows, torch.full((40,), 0.1))
+    got = float(term.score(Candidates(ground, rows, rows, images)).mean())
+
+    def k(a, b):
+        return (a @ b.T / 3 + 1) ** 3
+
+    own = k(teacher, teacher)
+    wanted = k(teacher, real).mean() - (own.sum() - own.trace()) / (40 * 39)
+    assert got == pytest.approx(float(wanted), rel=1e-5)
+
+
+# --- every distribution score -------------------------------------------------------------------
+
+DISTRIBUTION = [
+    name for name in REWARDS if REWARDS.load(name).needs_features and name not in ("feature", "local_error")
+]
+
+
+@pytest.mark.parametrize("name", DISTRIBUTION)
+def test_real_is_worth_more_than_the_noise_that_is_generated(name):
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(300, 4, generator=generator)
+    teacher = torch.randn(300, 4, generator=generator)
+    images = teacher.reshape(-1, 4, 1, 1)
+    noise = 0.7 * torch.randn(300, 4, 1, 1, generator=generator) + 1.5
+    ground = Ground(flat_features, real, images, teacher, noise, (0.1, 0.1))
+    term = REWARDS.load(name)(ground, 300)
+    assert term.gain() > 0
+    rows, prices = torch.arange(300), torch.full((300,), 0.1)
+    for _ in range(12):  # noise fills the generated set
+        term.begin(rows, rows, prices)
+        term.end(Candidates(ground, rows, rows, noise))
+    term.begin(rows, rows, prices)
+    fresh = torch.randn(300, 4, 1, 1, generator=generator)
+    others = 0.7 * torch.randn(300, 4, 1, 1, generator=generator) + 1.5
+    good, bad = (float(term.score(Candidates(ground, rows, rows, x)).mean()) for x in (fresh, others))
+    assert good > bad
+
+
+def play(core: StepDropCore, episodes: int, seed: int, begun: bool = False) -> torch.Tensor:
+    """Rewards of episodes whose actions the seed draws; ``begun``: the first one is running."""
+    generator = torch.Generator().manual_seed(seed)
+    rewards = []
+    for k in range(episodes):
+        if k or not begun:
+            core.begin(core.rows)
+        for _ in range(N - 1):
+            actions = torch.randint(0, 2, (len(core.rows),), generator=generator)
+            rewards.append(core.step(core.rows, actions).reward)
+    return torch.stack(rewards)
+
+
+@pytest.mark.parametrize("name", list(REWARDS))
+def test_what_a_score_has_learned_goes_on_elsewhere(problem, name):
+    one = problem.core(100, {name: 1.0})
+    one.seed(one.rows, torch.arange(100))
+    one.quality.reset(3)
+    play(one, 4, seed=0)  # more results than a discriminator waits for
+    one.begin(one.rows)
+    state = {key: value.clone() for key, value in one.state().items()}
+    other = problem.core(100, {name: 1.0})
+    other.load_state(state)
+    assert torch.equal(play(one, 4, seed=1, begun=True), play(other, 4, seed=1))
+
+
+# --- the discriminator --------------------------------------------------------------------------
+
+
+def test_the_discriminator_learns_the_log_ratio_per_price_and_stays_bounded():
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(2000, 1, generator=generator)
+    images = real.reshape(-1, 1, 1, 1)
+    ground = Ground(flat_features, real, images, real, images[:400] + 4, (0.01, 1.0))
+    term = Discriminator(ground, 512)
+    rows = torch.arange(512)
+    prices = torch.where(rows % 2 == 0, 0.01, 1.0)
+    for _ in range(60):  # cheap results are the real ones' equals, dear ones lie two too high
+        term.begin(rows, rows, prices)
+        shift = (prices > 0.1).float() * 2
+        results = torch.randn(512, generator=generator) + shift
+        term.end(Candidates(ground, rows, rows, results.reshape(-1, 1, 1, 1)))
+    term.begin(rows, rows, prices)
+    x = torch.linspace(-1, 3, 256).repeat_interleave(2)
+    said = term.score(Candidates(ground, rows, rows, x.reshape(-1, 1, 1, 1)))
+    cheap, dear = said[0::2], said[1::2]
+    assert float(cheap.abs().mean()) < 0.3
+    # log p(x)/p(x − 2) = 2 − 2x, as it is with smoothed labels
+    p = (1 - SMOOTHING) * torch.sigmoid(2 - 2 * x[::2]) + SMOOTHING * torch.sigmoid(2 * x[::2] - 2)
+    assert float((dear - torch.logit(p)).abs().mean()) < 0.4
+    far = Candidates(ground, rows, rows, torch.full((512, 1, 1, 1), 1e4))
+    assert float(term.score(far).abs().max()) < 10
+
+
+def test_an_episode_keeps_the_discriminator_that_it_began_with(line):
+    term = Discriminator(line, 2)
+    rows, images, prices = torch.tensor([0, 1]), torch.tensor([0, 1]), torch.tensor([0.1, 0.1])
+    term.begin(rows, images, prices)
+    before = term.score(candidates(line, [0, 1], [0, 1], [0.3, 0.3]))
+    for _ in range(REFRESH):
+        term.end(candidates(line, [1], [1], [7.0]))
+    term.begin(rows[1:], images[1:], prices[1:])
+    after = term.score(candidates(line, [0, 1], [0, 1], [0.3, 0.3]))
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+
+
+# --- local error --------------------------------------------------------------------------------
+
+
+def test_local_error_by_hand():
+    ground = ground_of(torch.zeros(2, 1), torch.tensor([1.0, 0.5]))
+    term = LocalError(ground, 2)
+    row = torch.tensor([0])
+    term.begin(row, row, torch.tensor([0.1]))
+
+    def score(x, lam):
+        at = torch.tensor([lam], dtype=torch.float64)
+        return float(term.score(Candidates(ground, row, row, torch.full((1, 1, 1, 1), x), at)))
+
+    assert score(0.2, -1.0) == pytest.approx(-0.8)  # no jump yet: the teacher's result is 1
+    first = 0.5 * (1 - math.exp(-0.5)) * 0.3  # order 1 over 0.5
+    assert score(0.5, -0.5) == pytest.approx(-0.5 - first)
+    assert score(0.5, -0.5) == pytest.approx(-0.5 - first)  # asked again, the same
+    second = 0.5 * (1 - math.exp(-1.0)) * abs(0.9 - (0.5 + 2 * 0.3))  # twice as far as the last, 0.6 expected
+    assert score(0.9, 0.5) == pytest.approx(-0.1 - first - second)
+    term.begin(row, row, torch.tensor([0.1]))
+    assert score(0.9, 0.5) == pytest.approx(-0.1)
