@@ -37,6 +37,7 @@ ALGORITHMS = Registry(
         "dqn": "agents.sb3:DQNLearner",
         "rloo": "agents.rloo:RLOOLearner",
         "relaxed": "agents.relaxed:RelaxedLearner",
+        "clone": "agents.clone:CloneLearner",
         "trpo": "agents.contrib:TRPOLearner",
         "qrdqn": "agents.contrib:QRDQNLearner",
         "recurrent_ppo": "agents.contrib:RecurrentPPOLearner",

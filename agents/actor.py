@@ -25,6 +25,23 @@ SIGHTS: dict[str, tuple[str, ...] | None] = {
 of whole schedules); or where it stands alone (a probability per timestep). The critic sees everything."""
 
 
+_SHARPNESS = {"position": 16.0, "lam": 16.0, "lam_since_anchor": 16.0, "evaluations": 16.0, "log_price": 8.0}
+
+
+def sharpen(weight: Tensor) -> None:
+    """Scale a first layer's fresh weights (width, D) to what the entries of an observation are good for.
+
+    Where a sample stands is told by entries that change by 1/N from one grid point to the next, and a good
+    policy must change from never to always within a point or two. Networks of unit slope learn that late, or
+    not at all: they mix schedules widely. Steeper weights, where they begin, do.
+    """
+    scales = torch.ones(weight.shape[1])
+    for i, entry in enumerate(ENTRIES):
+        scales[i] = _SHARPNESS.get(entry.name, 1.0)
+    with torch.no_grad():
+        weight.mul_(scales.to(weight.device))
+
+
 def make_network(inputs: int, outputs: int, gain: float) -> nn.Sequential:
     """Tanh layers with orthogonal weights, as PPO's are usually begun."""
     layers: list[nn.Module] = []
@@ -37,6 +54,7 @@ def make_network(inputs: int, outputs: int, gain: float) -> nn.Sequential:
             nn.init.orthogonal_(layer.weight, math.sqrt(2))
             nn.init.zeros_(layer.bias)
     nn.init.orthogonal_(layers[-1].weight, gain)  # type: ignore[arg-type]
+    sharpen(layers[0].weight)  # type: ignore[arg-type]
     return nn.Sequential(*layers)
 
 

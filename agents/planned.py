@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.fixed import SCHEDULE_SCHEMA, FixedSchedule, read_schedule
+from agents.fixed import FixedSchedule, read_schedule
 from envs.errors import UserError
 
 MIXTURE_SCHEMA = "stepdrop_rl.mixture/1"
+ORACLE_SCHEMA = "stepdrop_rl.oracle/1"
 
 
 class Planned:
@@ -72,12 +73,7 @@ class Mixture(Planned):
         weights: Sequence[float],
         solver: str | None = None,
     ) -> None:
-        union = sorted({t for schedule in schedules for t in schedule}, reverse=True)
-        place = {t: k for k, t in enumerate(union)}
-        masks = torch.zeros(len(schedules), len(union), dtype=torch.bool)
-        for s, schedule in enumerate(schedules):
-            masks[s, [place[t] for t in schedule]] = True
-        super().__init__(name, torch.tensor(union, dtype=torch.float64), masks, solver)
+        super().__init__(name, *_on_one_grid(schedules), solver)
         self.schedules = [list(schedule) for schedule in schedules]
         chances = torch.tensor(weights, dtype=torch.float64)
         self.weights = chances / chances.sum()
@@ -115,6 +111,34 @@ class Dealt(Planned):
         return (images + self.shift) % len(self.masks)
 
 
+class Oracle(Planned):
+    """A schedule for each of S training noises, found in hindsight: to be cloned, or as a bound on looking.
+
+    Args:
+        name: How tables call it.
+        schedules: S lists of real times, descending; image i has the i-th.
+        solver: The solver they were made for, or None.
+    """
+
+    def __init__(self, name: str, schedules: Sequence[Sequence[float]], solver: str | None = None) -> None:
+        super().__init__(name, *_on_one_grid(schedules), solver)
+        self.schedules = [list(schedule) for schedule in schedules]
+
+    def choice(self, images: Tensor, coins: Tensor) -> Tensor:
+        """By the image's number; beyond S, where nothing was found, in turn."""
+        return images % len(self.masks)
+
+
+def _on_one_grid(schedules: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
+    """All their times, (G,) descending, and which of them each schedule evaluates, (S, G)."""
+    union = sorted({t for schedule in schedules for t in schedule}, reverse=True)
+    place = {t: k for k, t in enumerate(union)}
+    masks = torch.zeros(len(schedules), len(union), dtype=torch.bool)
+    for s, schedule in enumerate(schedules):
+        masks[s, [place[t] for t in schedule]] = True
+    return torch.tensor(union, dtype=torch.float64), masks
+
+
 def mixture_record(mixture: Mixture) -> dict[str, Any]:
     """What a mixture's file holds, at least."""
     return {
@@ -125,8 +149,13 @@ def mixture_record(mixture: Mixture) -> dict[str, Any]:
     }
 
 
-def read_plan(path: Path) -> FixedSchedule | Mixture:
-    """Read a schedule file or a mixture file; :class:`UserError` if damaged."""
+def oracle_record(oracle: Oracle) -> dict[str, Any]:
+    """What an oracle's file holds, at least."""
+    return {"schema": ORACLE_SCHEMA, "solver": oracle.solver, "schedules": oracle.schedules}
+
+
+def read_plan(path: Path) -> FixedSchedule | Mixture | Oracle:
+    """Read a file of a schedule, a mixture or an oracle; :class:`UserError` if damaged."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         schema = raw["schema"]
@@ -136,12 +165,12 @@ def read_plan(path: Path) -> FixedSchedule | Mixture:
         raise UserError(
             f"{path} is damaged: a file of times needs 'schema' and 'times' or 'schedules'"
         ) from None
-    if schema != MIXTURE_SCHEMA:
+    if schema not in (MIXTURE_SCHEMA, ORACLE_SCHEMA):
         return read_schedule(path)
     try:
         schedules = [[float(t) for t in schedule] for schedule in raw["schedules"]]
-        weights = [float(weight) for weight in raw["weights"]]
-        solver = raw.get("solver")
+        weights = [float(weight) for weight in raw.get("weights", [1.0] * len(schedules))]
+        solver = None if raw.get("solver") is None else str(raw["solver"])
     except (ValueError, TypeError, KeyError):
         raise UserError(f"mixture {path} is damaged: it needs 'schedules' and 'weights'") from None
     if not schedules or len(weights) != len(schedules):
@@ -152,7 +181,6 @@ def read_plan(path: Path) -> FixedSchedule | Mixture:
         steps = torch.tensor(schedule, dtype=torch.float64).diff()
         if not schedule or bool((steps >= 0).any()):
             raise UserError(f"mixture {path}: the times of every schedule must descend")
-    return Mixture(path.name, schedules, weights, None if solver is None else str(solver))
-
-
-__all__ = ["MIXTURE_SCHEMA", "SCHEDULE_SCHEMA", "Dealt", "Mixture", "Planned", "mixture_record", "read_plan"]
+    if schema == ORACLE_SCHEMA:
+        return Oracle(path.name, schedules, solver)
+    return Mixture(path.name, schedules, weights, solver)

@@ -37,6 +37,7 @@ from agents.actor import (
     under,
 )
 from agents.policy import LearnedPolicy, PolicyInfo
+from agents.start import copy_layers
 from envs.errors import UserError
 from envs.observation import Projection, observe_from
 from envs.protocols import DifferentiableProcess
@@ -127,6 +128,12 @@ class RelaxedLearner:
         self.optimizer = torch.optim.Adam(self.actor_network.parameters(), lr=h["learning_rate"], eps=1e-5)
         self.num_decisions = 0
         self.core.reset(seed)
+
+    def start_from(self, policy: LearnedPolicy, seed: int) -> None:
+        """Copy its weights; there is no critic."""
+        actor = [(m.weight, m.bias) for m in self.actor_network if isinstance(m, nn.Linear)]
+        copy_layers(actor, policy.layers)
+        blind(self.actor_network, str(self.hyperparameters["sees"]))
 
     def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:
         """Learn until ``decisions`` in all; ``go_on`` hears the count before each round and may end it."""

@@ -26,6 +26,7 @@ from agents.actor import (
     under,
 )
 from agents.policy import LearnedPolicy, PolicyInfo
+from agents.start import copy_layers, fit_critic
 from envs.errors import UserError
 from envs.observation import Projection
 from envs.registry import unknown_name
@@ -108,6 +109,20 @@ class RLOOLearner:
         parameters = [*self.actor_network.parameters(), *self.critic.parameters()]
         self.optimizer = torch.optim.Adam(parameters, lr=h["learning_rate"], eps=1e-5)
         self.num_decisions = 0
+        self.core.reset(seed)
+
+    def start_from(self, policy: LearnedPolicy, seed: int) -> None:
+        """The actor gets its weights, the critic learns what they earn."""
+        actor = [(m.weight, m.bias) for m in self.actor_network if isinstance(m, nn.Linear)]
+        copy_layers(actor, policy.layers)
+        blind(self.actor_network, str(self.hyperparameters["sees"]))
+        fit_critic(
+            lambda seen: self.critic(seen).squeeze(-1),
+            list(self.critic.parameters()),
+            self.core,
+            policy.probabilities,
+            seed,
+        )
         self.core.reset(seed)
 
     def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +20,9 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor, nn
 
+from agents.actor import sharpen
 from agents.policy import Layers, LearnedPolicy, PolicyInfo
+from agents.start import copy_layers, fit_critic
 from envs.errors import UserError
 from envs.observation import Projection
 from envs.registry import unknown_name
@@ -125,6 +127,8 @@ class Learner:
         except (ValueError, AssertionError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"hyperparameters do not fit {self.algorithm.__name__}: {reason}") from None
+        for weight in self.first_weights():
+            sharpen(weight)
         if initial_nfe is not None:
             self._start_at(initial_nfe)
         self.model.set_logger(Logger(folder=None, output_formats=[_Dump(log)]))
@@ -137,6 +141,12 @@ class Learner:
             bias = self.actor()[-1][1]
             bias.copy_(torch.tensor([0.0, math.log(rate / (1 - rate))]))
 
+    def first_weights(self) -> Iterator[Tensor]:
+        """Weights (width, D) that see the observation itself."""
+        for module in self.model.policy.modules():
+            if isinstance(module, nn.Sequential) and len(module) and isinstance(module[0], nn.Linear):
+                yield module[0].weight
+
     @property
     def num_decisions(self) -> int:
         """Decisions learned from so far."""
@@ -145,6 +155,10 @@ class Learner:
     def settings(self, env: StepDropVecEnv) -> dict[str, Any]:
         """Hyperparameters for this environment."""
         return dict(self.defaults)
+
+    def start_from(self, policy: LearnedPolicy, seed: int) -> None:
+        """Begin where ``policy`` ended; :class:`UserError` where this algorithm cannot."""
+        raise UserError(f"{self.algorithm.__name__} cannot start from another policy")
 
     def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:
         """Learn until ``decisions`` in all; ``go_on`` hears the count before each rollout and may end it."""
@@ -226,6 +240,19 @@ class OnPolicyLearner(Learner):
     def settings(self, env: StepDropVecEnv) -> dict[str, Any]:
         """``n_steps`` is an episode's length."""
         return dict(self.defaults) | {"n_steps": len(env.core.walk.grid) - 1}
+
+    def start_from(self, policy: LearnedPolicy, seed: int) -> None:
+        """The actor gets its weights, the critic learns what they earn."""
+        copy_layers(self.actor(), policy.layers)
+        own = self.model.policy
+        critic = [*own.mlp_extractor.value_net.parameters(), *own.value_net.parameters()]
+        fit_critic(
+            lambda seen: own.predict_values(seen).squeeze(1),
+            critic,
+            self.env.core,
+            policy.probabilities,
+            seed,
+        )
 
 
 class PPOLearner(OnPolicyLearner):

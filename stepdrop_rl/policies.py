@@ -7,7 +7,8 @@ from pathlib import Path
 
 from agents import ALGORITHMS, BASELINES
 from agents.base import Agent, Budget
-from agents.planned import Mixture, read_plan
+from agents.fixed import FixedSchedule
+from agents.planned import read_plan
 from agents.policy import LearnedPolicy, build_policy, describe
 from envs.errors import UserError
 from envs.registry import unknown_name
@@ -85,7 +86,7 @@ def make_agent(name: str, budget: Budget, *, model: Model, solver: str | None) -
         assert plan.times is not None
         model.denoiser.schedule.check_times(plan.times)
         last = model.info.schedule.num_train_timesteps - 1
-        told = None if isinstance(plan, Mixture) else plan.network_times
+        told = plan.network_times if isinstance(plan, FixedSchedule) else None
         if told is not None and not (0 <= float(told.min()) <= float(told.max()) <= last):
             raise UserError(f"schedule {path}: network_times must lie in [0, {last}]")
         if solver is not None and plan.solver not in (None, solver):

@@ -45,8 +45,7 @@ def run(config: SearchConfig) -> None:
         began = time.monotonic()
         found = method(config.nfe, ground, config.seed)
         seconds = time.monotonic() - began
-        parts = found.components or ((1.0, found.times),)
-        for _, times in parts:
+        for times in [found.times, *(times for _, times in found.components), *found.per_image]:
             model.denoiser.schedule.check_times(torch.tensor(times, dtype=torch.float64))
         schedule = _times_record(found, name, config.solver) | {
             "method": config.method,
@@ -70,6 +69,8 @@ def run(config: SearchConfig) -> None:
         print(f"{path}:")
         for chance, times in sorted(found.components, reverse=True):
             print(f"  {chance:6.1%}  {', '.join(f'{t:.1f}' for t in times)}")
+    elif found.per_image:
+        print(f"{path}: a schedule for each of {len(found.per_image):,} training noises")
     else:
         print(f"{path}: {', '.join(f'{t:.1f}' for t in found.times)}")
     print(f"objective {found.objective:.6g}; {ground.evaluations:,} network evaluations in {seconds:.0f} s")
@@ -80,8 +81,10 @@ def run(config: SearchConfig) -> None:
 def _times_record(found: Found, name: str, solver: str) -> dict[str, Any]:
     """The schedule's or the mixture's own part of the file."""
     from agents.fixed import SCHEDULE_SCHEMA
-    from agents.planned import Mixture, mixture_record
+    from agents.planned import Mixture, Oracle, mixture_record, oracle_record
 
+    if found.per_image:
+        return oracle_record(Oracle(name, found.per_image, solver))
     if found.components:
         weights, schedules = zip(*found.components, strict=True)
         return mixture_record(Mixture(name, schedules, weights, solver))

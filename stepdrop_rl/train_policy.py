@@ -53,6 +53,8 @@ def run(config: TrainPolicyConfig) -> None:
         hyperparameters=config.hyperparameters,
         log=lambda metrics, step: tracker.log_metrics(metrics, step),
     )
+    if config.start_from is not None and not config.resume:
+        learner.start_from(_first_policy(config, world), config.seed)
     # Only now: an earlier run is not moved aside for settings that cannot work.
     folder = prepare_output(
         config.output,
@@ -75,6 +77,19 @@ def run(config: TrainPolicyConfig) -> None:
     print(session.summary())
     if where:
         print(f"learning curves: {where}")
+
+
+def _first_policy(config: TrainPolicyConfig, world: World) -> LearnedPolicy:
+    """The policy to begin with, if it is one of this very problem."""
+    from envs.errors import UserError
+    from stepdrop_rl.policies import check_fit, load_policy
+
+    assert config.start_from is not None
+    policy = load_policy(Path(config.start_from))
+    check_fit(policy, world.model, config.env.solver)
+    if policy.info.times != world.times.tolist():
+        raise UserError(f"the policy in {config.start_from} was trained on another grid of decisions")
+    return policy
 
 
 def _judge(config: TrainPolicyConfig, world: World) -> ValidationJudge:

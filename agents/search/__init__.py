@@ -12,6 +12,7 @@ SEARCHES = Registry(
         "xue": "agents.search.xue:search",
         "gits": "agents.search.gits:search",
         "oss": "agents.search.oss:search",
+        "oss_oracle": "agents.search.oss:search_per_sample",
         "ld3": "agents.search.ld3:search",
         "blackbox": "agents.search.blackbox:search",
         "mixture": "agents.search.mixture:search",

@@ -69,6 +69,7 @@ class Found:
         network_times: Times that the network is told instead, where the method chose them as well.
         trace: Objective after each round.
         components: Of a mixture: chance and times of each of its schedules; ``times`` is then the likeliest.
+        per_image: Of an oracle: the times of every training noise; ``times`` are then the first's.
     """
 
     times: list[float]
@@ -76,6 +77,7 @@ class Found:
     network_times: list[float] | None = None
     trace: tuple[float, ...] = ()
     components: tuple[tuple[float, list[float]], ...] = ()
+    per_image: tuple[list[float], ...] = ()
 
 
 Search = Callable[[int, Ground, int], Found]

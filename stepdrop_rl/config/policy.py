@@ -98,6 +98,7 @@ class TrainPolicyConfig(CommonConfig):
         model: Name of a shipped model, or the folder of one (default: the data set's).
         algo: Learning algorithm.
         env: The decision problem.
+        start_from: Folder of a policy to begin with instead of chance.
         output: Folder of the policy (default runs/DATA/ALGO).
         resume: Go on with the run in the output folder.
         decisions: Decisions to learn from, over all trajectories.
@@ -112,6 +113,7 @@ class TrainPolicyConfig(CommonConfig):
     model: str | None = None
     algo: str = "ppo"
     env: EnvConfig = field(default_factory=EnvConfig)
+    start_from: str | None = None
     output: str | None = None
     resume: bool = False
     decisions: int = 480_000
@@ -194,7 +196,7 @@ class SearchConfig(CommonConfig):
 
     Args:
         model: Name of a shipped model, or the folder of one (default: the data set's).
-        method: xue, gits, oss, ld3, blackbox or mixture.
+        method: xue, gits, oss, ld3, blackbox, mixture, or oss_oracle (for every training noise its own).
         nfe: Evaluations per image.
         solver: A solver, with its settings if it has any: ddim:eta=0.5.
         output: Schedule file (default runs/DATA/schedules/METHOD-SOLVER-NFE.json).

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from envs.mdp import Trajectories
-from envs.observation import observe_from
+from envs.observation import Projection, observe_from
 from envs.philox import Role, Stream, normal
 from stepdrop_rl.diffusion import NoiseSchedule, image_scale
 from stepdrop_rl.estimates import Clip
@@ -124,10 +124,8 @@ def test_the_last_gates_gradient_is_what_the_decision_changes(solver: str) -> No
 def test_a_network_called_again_gives_the_same_gradients() -> None:
     denoiser = NetworkDenoiser(unet(), NoiseSchedule("cosine", 1000), prediction="epsilon", shape=UNET_SHAPE)
     generator = torch.Generator().manual_seed(0)
-    projection = (
-        torch.randn(denoiser.num_features, 2, generator=generator),
-        torch.zeros(denoiser.num_features),
-    )
+    width = denoiser.feature_widths["middle"]
+    projection = Projection(torch.randn(width, 2, generator=generator), torch.zeros(width))
     running = DiffusionProcess(
         denoiser,
         make_solver("ddim"),

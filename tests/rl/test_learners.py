@@ -1,5 +1,7 @@
 """Learning algorithms: exported policies, first ratios, siblings, a problem that must be solved."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ QUICK = {
     "qrdqn": {"learning_starts": 64, "batch_size": 64, "train_freq": 1, "gradient_steps": 1},
     "trpo": {"learning_rate": 3e-3},
     "recurrent_ppo": {"batch_size": 64, "n_epochs": 4, "learning_rate": 3e-3},
+    "clone": {"experts": [str(Path(__file__).with_name("schedule.json"))]},
 }
 
 
@@ -83,7 +86,7 @@ def test_the_exported_policy_is_the_learned_one(problem, algo):
             for ours, theirs in zip(memory.chunk(2, 1), states, strict=True):
                 np.testing.assert_allclose(ours.numpy(), theirs[0], atol=1e-6)
             start = np.zeros(64, dtype=bool)
-    elif algo in ("rloo", "relaxed"):
+    elif algo in ("rloo", "relaxed", "clone"):
         expected = torch.softmax(learner.actor_network(observation), -1)[:, 1]
         torch.testing.assert_close(policy.probabilities(observation), expected.detach())
     else:
