@@ -34,6 +34,8 @@ from stepdrop_rl.models.denoiser import Denoiser
 from stepdrop_rl.process import DiffusionProcess
 from stepdrop_rl.solvers.base import Solver
 
+STRETCH = 8  # points ahead that are looked at together on a CPU
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -205,6 +207,8 @@ class _Slots:
         self.evaluated = torch.zeros(num_slots, len(times), dtype=torch.bool, device=device)
         self.coins = torch.zeros(num_slots, len(times), dtype=torch.float64, device=device)
         self.price = torch.full((num_slots,), price, dtype=torch.float64, device=device)
+        # Asking which rows are decided makes a GPU wait: there, all points are looked at together.
+        self.stretch = STRETCH if device.type == "cpu" else len(times)
         # Whole schedules are known when a sample begins.
         self.plan = torch.zeros_like(self.evaluated) if isinstance(agent, Planned) else None
         self.recurrent = agent if isinstance(agent, RecurrentAgent) else None
@@ -244,23 +248,37 @@ class _Slots:
         self.evaluated[rows, point] = True
 
     def decide(self, rows: Tensor) -> Tensor | None:
-        """Move the rows to the points they evaluate next; return which of them are done (None: none is)."""
+        """Move the rows to the points they evaluate next; return which of them are done (None: none is).
+
+        The points ahead are looked at a stretch at a time: most rows are decided in the first.
+        """
         size = len(self.grid)
         anchor = self.point[rows]
-        ahead = anchor.unsqueeze(1) + torch.arange(1, size - int(anchor.min()), device=rows.device)
-        valid = ahead < size
-        ahead = ahead.clamp(max=size - 1)  # (R, P)
-        if self.plan is not None:
-            take = self.plan[rows].gather(1, ahead) & valid
-        elif self.recurrent is not None:
-            take = self._walk(self.recurrent, rows, anchor, ahead, valid)
-        else:
-            take = self._drawn(rows, ahead, self._probabilities(rows, anchor, ahead)) & valid
-        found = take.any(1)
-        if ahead.shape[1]:
+        following = torch.full_like(anchor, size)
+        undecided = torch.arange(len(rows), device=rows.device)
+        for offset in range(1, size - int(anchor.min()), self.stretch):
+            mine, start = rows[undecided], anchor[undecided]
+            ahead = start.unsqueeze(1) + torch.arange(offset, offset + self.stretch, device=rows.device)
+            valid = ahead < size
+            ahead = ahead.clamp(max=size - 1)  # (R, P)
+            take = self._taken(mine, start, ahead, valid)
+            found = take.any(1)
             first = take.to(torch.uint8).argmax(1, keepdim=True)
-            self.point[rows] = torch.where(found, ahead.gather(1, first).squeeze(1), size)
-        return None if bool(found.all()) else ~found
+            following[undecided] = torch.where(found, ahead.gather(1, first).squeeze(1), size)
+            undecided = undecided[~found & valid[:, -1]]
+            if not len(undecided):
+                break
+        self.point[rows] = following
+        done = following >= size
+        return done if bool(done.any()) else None
+
+    def _taken(self, rows: Tensor, anchor: Tensor, ahead: Tensor, valid: Tensor) -> Tensor:
+        """Which of the points ahead would be evaluated, (R, P): the first of them is."""
+        if self.plan is not None:
+            return self.plan[rows].gather(1, ahead) & valid
+        if self.recurrent is not None:
+            return self._walk(self.recurrent, rows, anchor, ahead, valid)
+        return self._drawn(rows, ahead, self._probabilities(rows, anchor, ahead)) & valid
 
     def _drawn(self, rows: Tensor, points: Tensor, p: Tensor) -> Tensor:
         """Whether to evaluate at these points, (R, P), by probabilities (R, P)."""
