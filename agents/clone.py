@@ -133,6 +133,7 @@ class CloneLearner:
         for name in hyperparameters:
             if name not in self.defaults:
                 raise unknown_name("hyperparameter", name, self.defaults)
+        self.env = env
         self.core = env.core
         self.log = log
         self.hyperparameters = {**self.defaults, **hyperparameters}

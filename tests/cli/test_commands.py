@@ -90,6 +90,20 @@ def test_other_algorithms_train_and_draw(algo):
     assert call("sample", *argv) == 0
 
 
+def test_a_schedule_is_cloned_and_learning_goes_on_from_there(capsys):
+    times = {"schema": "stepdrop_rl.schedule/1", "solver": "multistep", "times": [960, 600, 300, 60]}
+    Path("s.json").write_text(json.dumps(times))
+    argv = [*TINY_POLICY, "--tracking", "none"]
+    assert call("train_policy", *argv, "--algo", "clone") == 2
+    assert "cloning needs experts" in capsys.readouterr().err
+    few = ["--algo", "clone", "--hyperparameters", "{experts: [s.json]}"]
+    assert call("train_policy", *argv, *few) == 0
+    assert call("train_policy", *argv, "--start-from", "runs/digits/clone") == 0
+    assert call("train_policy", *argv, "--start-from", "runs/digits/clone", "--env.num-decisions", "7") == 2
+    assert "on another grid of decisions" in capsys.readouterr().err
+    assert call("train_policy", *argv, "--start-from", "nowhere") == 2
+
+
 def test_train_policy_then_evaluate_then_resume(capsys):
     assert call("train_policy", *TINY_POLICY) == 0
     assert "price → evaluations per image" in capsys.readouterr().out
