@@ -94,7 +94,8 @@ def test_a_schedule_is_cloned_and_learning_goes_on_from_there(capsys):
     times = {"schema": "stepdrop_rl.schedule/1", "solver": "multistep", "times": [960, 600, 300, 60]}
     Path("s.json").write_text(json.dumps(times))
     argv = [*TINY_POLICY, "--tracking", "none"]
-    assert call("train_policy", *argv, "--algo", "clone") == 2
+    none = ["--algo", "clone", "--hyperparameters", "{experts: []}"]
+    assert call("train_policy", *argv, *none) == 2
     assert "cloning needs experts" in capsys.readouterr().err
     few = ["--algo", "clone", "--hyperparameters", "{experts: [s.json]}"]
     assert call("train_policy", *argv, *few) == 0
