@@ -157,7 +157,6 @@ class Discriminator:
             self._learn(LESSON)
         self._version[rows] = self._newest
 
-    @torch.no_grad()
     def score(self, candidates: Candidates) -> Tensor:
         """(R,)."""
         versions = self._version[candidates.rows]
