@@ -43,6 +43,7 @@ _FREE = (
     "checkpoint_every",
     "sample_every",
     "choose_ends",
+    "ends_samples",
     "compile",
     "deterministic",
 )

@@ -190,6 +190,7 @@ def _with_chosen_ends(
         trainer.denoiser,
         lambda images: frechet_distance(gather(images, extractor)[0], reference.statistics),
         seed=config.seed,
+        num_images=config.ends_samples,
         progress=told,
     )
     tracker.log_dict(

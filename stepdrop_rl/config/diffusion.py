@@ -117,6 +117,7 @@ class TrainDiffusionConfig(CommonConfig):
         checkpoint_every: Steps between checkpoints.
         sample_every: Steps between sample grids and the validation judge's looks.
         choose_ends: Choose t_start and t_end on validation noise when the run is complete.
+        ends_samples: Images that each pair of ends is judged by.
     """
 
     output: str | None = None
@@ -142,6 +143,7 @@ class TrainDiffusionConfig(CommonConfig):
     checkpoint_every: int = 1000
     sample_every: int = 2000
     choose_ends: bool = True
+    ends_samples: int = 1024
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,6 +152,7 @@ class TrainDiffusionConfig(CommonConfig):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         require_minutes(self.max_minutes)
         require(self.batch_size > 0, f"batch_size must be positive, not {self.batch_size}")
+        require(self.ends_samples >= 32, f"ends_samples must be at least 32, not {self.ends_samples}")
         require(self.warmup_steps < self.steps, "warmup_steps must be smaller than steps")
         require(0 <= self.ema_decay < 1, "ema_decay must be in [0, 1)")
         require(
