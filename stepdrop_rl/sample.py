@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from stepdrop_rl.cli import command
@@ -21,8 +22,9 @@ def run(config: SampleConfig) -> None:
     from stepdrop_rl.report.images import image_grid
     from stepdrop_rl.report.progress import progress_bar
     from stepdrop_rl.tracking import start_run
-    from stepdrop_rl.weights import write_bytes, write_json
+    from stepdrop_rl.weights import require_writable, write_bytes, write_json
 
+    require_writable(Path(config.output).parent)  # said now, not when the images are drawn
     arena, contender = make_arena(config, blocks=1)
     with progress_bar() as bar:
         task = bar.add_task(contender.agent.name, total=config.num_samples, note="")

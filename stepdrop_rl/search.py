@@ -29,7 +29,7 @@ def run(config: SearchConfig) -> None:
     from stepdrop_rl.search_ground import ModelGround
     from stepdrop_rl.solvers import make_solver
     from stepdrop_rl.tracking import start_run
-    from stepdrop_rl.weights import write_json
+    from stepdrop_rl.weights import require_writable, write_json
 
     method: Search = SEARCHES.load(config.method)
     solver = make_solver(config.solver)
@@ -38,6 +38,7 @@ def run(config: SearchConfig) -> None:
     path = (
         Path(config.output) if config.output else run_folder(model.info.dataset, "schedules") / f"{name}.json"
     )
+    require_writable(path.parent)  # said now, not after the search
     ground = ModelGround(model, solver, config.data)
     with start_run(
         f"search-{name}", mode=config.tracking, config=asdict(config), tags={"command": "search"}
