@@ -188,6 +188,8 @@ def gather_entries(results: Iterable[Result]) -> tuple[list[Entry], list[str]]:
     for result in results:
         name = result["name"] if not result["control"] else f"{result['name']}, {label(result['control'])}"
         if "unreachable" in result:
+            if result["control"] not in (None, "mode"):
+                continue  # what is left of a policy is out of reach where the policy is
             unreachable.append(f"{name} at {result['nfe']:g}, {result['solver']}: {result['unreachable']}")
         else:
             groups.setdefault((name, result["solver"], result["nfe"]), []).append(result)

@@ -7,21 +7,23 @@ import pytest
 from agents.search import blackbox, mixture
 from stepdrop_rl.weights import read_json, write_json
 
+PLAN = {"schema": "stepdrop_rl.schedule/1", "solver": "multistep"}
 SMALL = {
     "nfe": [3, 4],
     "policies": {
-        "ppo": {
-            "algo": "ppo",
+        "imitator": {
+            "algo": "clone",
             "seeds": 2,
             "nfe": [4],
             "train": {
-                "decisions": 3000,
-                "num_envs": 32,
+                "decisions": 24000,
+                "num_envs": 64,
                 "judge_every": 100000,
                 "judge_samples": 32,
                 "env.bank_size": 64,
                 "env.teacher_steps": 8,
                 "env.num_decisions": 12,
+                "hyperparameters": {"experts": ["dear.json", "cheap.json"]},
             },
         }
     },
@@ -49,6 +51,8 @@ def own_folder(tmp_path, monkeypatch):
 
 
 def options(**changes):
+    write_json("dear.json", PLAN | {"times": [967, 800, 600, 400, 200, 40]})
+    write_json("cheap.json", PLAN | {"times": [967, 500, 60]})
     write_json("study.json", SMALL | changes)  # JSON is YAML
     return ["--config", "study.json", "--json", "r.json"]
 
@@ -57,6 +61,7 @@ def test_a_study_is_done_told_and_not_done_again(capsys, tmp_path):
     assert call("study", *options(), "--plan") == 0
     plan = capsys.readouterr().out
     assert "train: 2 of 2 jobs left" in plan
+    assert "  imitator: 2" in plan
     assert "search: 4 of 4 jobs left" in plan
     assert not (tmp_path / "s").exists()
 
@@ -67,16 +72,22 @@ def test_a_study_is_done_told_and_not_done_again(capsys, tmp_path):
     out = capsys.readouterr().out
     record = read_json("r.json")
     told = {(r["name"], r["nfe"], r["seed"], r["control"]) for r in record["results"]}
-    told |= {tuple(line.split(" at ")[:1]) for line in record["unreachable"]}
     assert {("full", 12, 0, None), ("uniform", 3, 0, None), ("mixture", 4, 0, None)} <= told
-    policies = [r for r in record["results"] if r["name"] == "ppo"]
-    assert {r["nfe"] for r in policies} <= {4}
-    if ("ppo", 4, 0, None) in told:
-        assert {("ppo", 4, 0, c) for c in ("mean_schedule", "shuffled", "dealt", "coins")} <= told
-        assert "claim A" in out
-        assert "claim B" in out
-        assert all(r["nfe_mean"] <= 4.2 for r in policies if r["control"] != "mode")
-        assert record["claim_a"][0]["rival"] in ("uniform", "quadratic*", "xue", "bernoulli")
+    assert {("imitator", 4, seed, None) for seed in (0, 1)} <= told
+    controls = ("mean_schedule", "shuffled", "dealt", "coins")
+    assert {("imitator", 4, 0, control) for control in controls} <= told
+    policies = [r for r in record["results"] if r["name"] == "imitator"]
+    assert all(r["nfe"] == 4 for r in policies)
+    assert all(3 < r["nfe_mean"] <= 4.2 for r in policies if r["control"] in (None, "dealt", "coins"))
+    (a,), (b,) = record["claim_a"], record["claim_b"]
+    assert a["rival"] in ("uniform", "quadratic*", "xue", "bernoulli")
+    assert b["rival"] in ("mixture", "imitator, dealt")
+    # Its schedules dealt to others: the same evaluations, and nothing else the same.
+    own, dealt = (next(r for r in policies if (r["seed"], r["control"]) == (0, c)) for c in (None, "dealt"))
+    assert own["rates"] == dealt["rates"]
+    assert own["judges"] != dealt["judges"]
+    for letter, claim in (("A", a), ("B", b)):
+        assert f"claim {letter} {'holds' if claim['holds'] else 'does not hold'}: imitator at 4" in out
     html, text = (tmp_path / "s" / f"report.{kind}" for kind in ("html", "md"))
     assert "data:image/png;base64," in html.read_text()
     assert "src=" in html.read_text()

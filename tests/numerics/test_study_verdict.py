@@ -1,0 +1,112 @@
+"""What a study concludes: intervals by hand, pairing, and when a claim stands."""
+
+import math
+
+import pytest
+
+from stepdrop_rl.config import StudyConfig
+from stepdrop_rl.metrics.blocks import t_quantile
+from stepdrop_rl.studies.verdict import Entry, Study, difference, gather_entries, interval
+
+
+def result(name, nfe, fd, kid=(0.1, 0.1), precision=(0.8, 0.8), seed=0, control=None):
+    judged = {"fd_j": list(fd), "kid": list(kid), "precision": list(precision)}
+    return {
+        "name": name,
+        "solver": "ddim",
+        "nfe": nfe,
+        "seed": seed,
+        "control": control,
+        "judges": {"j": judged},
+    }
+
+
+def study(*results):
+    config = StudyConfig(policies={"ppo": {}}, solvers=["ddim"], nfe=[5.0])
+    entries, unreachable = gather_entries(results)
+    return Study(config, ["j"], {"j": "fd_j"}, entries, unreachable)
+
+
+def test_an_interval_is_the_wider_of_blocks_and_seeds():
+    one = interval([[1.0, 2.0, 3.0]])
+    assert one.mean == pytest.approx(2)
+    assert one.half_width == pytest.approx(t_quantile(2) * 1 / math.sqrt(3))
+    # Seeds that differ by 10, blocks that hardly do.
+    several = interval([[0.0, 0.1], [10.0, 10.1]])
+    assert several.mean == pytest.approx(5.05)
+    assert several.half_width == pytest.approx(t_quantile(1) * 10 / math.sqrt(2) / math.sqrt(2))
+    # And the other way round.
+    blocks = interval([[0.0, 8.0], [0.1, 8.1]])
+    assert blocks.half_width == pytest.approx(t_quantile(1) * 4)
+
+
+def test_differences_are_paired_by_block():
+    ours = Entry("ppo", "ddim", 5, (result("ppo", 5, (5.0, 9.0)),))
+    theirs = Entry("uniform", "ddim", 5, (result("uniform", 5, (6.0, 10.0)),))
+    found = difference(ours, theirs, "j", "fd_j")
+    assert found.mean == pytest.approx(-1)
+    assert found.half_width == pytest.approx(0)
+
+
+def test_results_are_gathered_by_contender_and_the_unreachable_told_once():
+    missing = {"name": "ppo", "solver": "ddim", "nfe": 4.0, "seed": 0, "unreachable": "from 5 to 7"}
+    entries, unreachable = gather_entries(
+        [
+            result("ppo", 5, (1, 2)),
+            result("ppo", 5, (2, 3), seed=1),
+            result("ppo", 5, (3, 4), control="mean_schedule"),
+            missing | {"control": None},
+            missing | {"control": "dealt"},
+        ]
+    )
+    assert [(e.name, len(e.results)) for e in entries] == [("ppo", 2), ("ppo, mean schedule", 1)]
+    assert unreachable == ["ppo at 4, ddim: from 5 to 7"]
+
+
+@pytest.mark.parametrize(
+    ("kid", "precision", "holds"),
+    [
+        ((0.05, 0.06), (0.8, 0.8), True),
+        ((0.2, 0.2), (0.8, 0.8), False),  # KID disagrees
+        ((0.05, 0.06), (0.70, 0.71), False),  # images that look less real
+    ],
+)
+def test_a_claim_stands_when_kid_agrees_and_precision_is_not_lower(kid, precision, holds):
+    found = study(
+        result("ppo", 5, (4.0, 5.0), kid, precision),
+        result("uniform", 5, (6.0, 7.01)),
+        result("blackbox", 5, (5.0, 6.01)),
+        result("ppo", 5, (4.5, 5.51), control="dealt"),
+    )
+    (a,), (b,) = found.claims()
+    assert a.rival.name == "blackbox"
+    assert a.distance.mean == pytest.approx(-1.005)
+    assert a.holds == holds
+    assert b.rival.name == "ppo, dealt"
+    assert b.distance.mean == pytest.approx(-0.505)
+
+
+def test_a_smaller_distance_inside_the_interval_is_no_claim():
+    found = study(result("ppo", 5, (4.0, 8.0), (0.05, 0.05)), result("uniform", 5, (6.0, 7.0)))
+    (a,), b = found.claims()
+    assert a.distance.mean == pytest.approx(-0.5)
+    assert not a.holds
+    assert b == []
+
+
+def test_mixtures_rival_in_claim_b_alone_and_the_full_trajectory_in_none():
+    found = study(
+        result("ppo", 5, (4.0, 5.0)),
+        result("mixture", 5, (3.0, 4.0)),
+        result("uniform", 5, (6.0, 7.0)),
+        result("full", 5, (1.0, 1.0)),
+    )
+    (a,), (b,) = found.claims()
+    assert (a.rival.name, b.rival.name) == ("uniform", "mixture")
+
+
+def test_a_full_trajectory_that_few_evaluations_beat_is_noticed():
+    worse = study(result("full", 50, (9.0, 9.5)), result("uniform", 10, (5.0, 5.5)))
+    better = study(result("full", 50, (4.0, 4.5)), result("uniform", 10, (5.0, 5.5)))
+    assert not worse.ends_are_sound("ddim")
+    assert better.ends_are_sound("ddim")
