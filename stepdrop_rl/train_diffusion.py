@@ -43,6 +43,8 @@ def run(config: TrainDiffusionConfig) -> None:
 
 
 def _run(config: TrainDiffusionConfig, device: torch.device, world: World) -> None:
+    import copy
+
     import torch
 
     from stepdrop_rl.data import load
@@ -89,7 +91,8 @@ def _run(config: TrainDiffusionConfig, device: torch.device, world: World) -> No
         trainer.save(folder)
         if reason is None and config.choose_ends:
             info = _with_chosen_ends(config, trainer, info, tracker)
-        save_model(folder / "unet", trainer.ema, info)
+        written = copy.deepcopy(trainer.ema).to(getattr(torch, config.weights))
+        save_model(folder / "unet", written, info)
         tracker.log_artifact(folder / "unet" / "stepdrop.json")
         where = tracker.where()
     if config.json is not None:

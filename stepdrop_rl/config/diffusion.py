@@ -118,6 +118,7 @@ class TrainDiffusionConfig(CommonConfig):
         sample_every: Steps between sample grids and the validation judge's looks.
         choose_ends: Choose t_start and t_end on validation noise when the run is complete.
         ends_samples: Images that each pair of ends is judged by.
+        weights: Type in which the averaged weights are written; half of the bytes lose nothing that shows.
     """
 
     output: str | None = None
@@ -144,6 +145,7 @@ class TrainDiffusionConfig(CommonConfig):
     sample_every: int = 2000
     choose_ends: bool = True
     ends_samples: int = 1024
+    weights: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()

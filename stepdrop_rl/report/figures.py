@@ -131,7 +131,7 @@ def study_curves(study: Study, solver: str) -> Figure:
         if full is not None:
             floor = full.estimate(judge, study.distance).mean
             axes.axhline(
-                floor, color=colour("full"), linestyle="--", linewidth=1.2, label=f"full ({full.nfe:g})"
+                floor, color="#222222", linestyle="--", linewidth=1.2, label=f"full ({full.nfe:g})"
             )
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(ScalarFormatter())

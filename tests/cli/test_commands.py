@@ -199,6 +199,20 @@ def test_training_diffusion_resumes_to_the_same_weights():
     assert call("sample", "--model", "whole/unet", "--policy", "quadratic", "--tracking", "none") == 0
 
 
+def test_weights_are_written_in_half_precision_and_read_in_full():
+    argv = [*TINY_DIFFUSION, "--steps", "3"]
+    for name in ("float32", "float16"):
+        assert call("train_diffusion", *argv, "--output", name, "--weights", name) == 0
+    sizes = [
+        Path(n, "unet/diffusion_pytorch_model.safetensors").stat().st_size for n in ("float32", "float16")
+    ]
+    assert sizes[1] < 0.6 * sizes[0]
+    full, half = (load_model(f"{name}/unet").denoiser.network for name in ("float32", "float16"))
+    for a, b in zip(full.parameters(), half.parameters(), strict=True):
+        assert b.dtype == torch.float32
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-6)
+
+
 def test_ctrl_c_keeps_the_last_step():
     argv = [sys.executable, "-m", "stepdrop_rl.train_diffusion", *TINY_DIFFUSION, "--steps", "100000"]
     process = subprocess.Popen([*argv, "--output", "run", "--checkpoint-every", "5"], stderr=subprocess.PIPE)
