@@ -31,9 +31,10 @@ _SHARPNESS = {"position": 16.0, "lam": 16.0, "lam_since_anchor": 16.0, "evaluati
 def sharpen(weight: Tensor) -> None:
     """Scale a first layer's fresh weights (width, D) to what the entries of an observation are good for.
 
-    Where a sample stands is told by entries that change by 1/N from one grid point to the next, and a good
-    policy must change from never to always within a point or two. Networks of unit slope learn that late, or
-    not at all: they mix schedules widely. Steeper weights, where they begin, do.
+    Where a sample stands is told by entries that change by 1/N from a grid point to the next, and a schedule
+    changes from never to always within a point or two. Networks of unit slope imitate that late, or not at
+    all; steeper ones, where they begin, do. (Policy gradients that begin steep settle on whatever schedule
+    chance gave them: one training seed gained by it, another lost twice as much.)
     """
     scales = torch.ones(weight.shape[1])
     for i, entry in enumerate(ENTRIES):
@@ -54,7 +55,6 @@ def make_network(inputs: int, outputs: int, gain: float) -> nn.Sequential:
             nn.init.orthogonal_(layer.weight, math.sqrt(2))
             nn.init.zeros_(layer.bias)
     nn.init.orthogonal_(layers[-1].weight, gain)  # type: ignore[arg-type]
-    sharpen(layers[0].weight)  # type: ignore[arg-type]
     return nn.Sequential(*layers)
 
 

@@ -24,6 +24,7 @@ from agents.actor import (
     load_optimizer_state,
     make_network,
     optimizer_state,
+    sharpen,
     under,
 )
 from agents.fixed import FixedSchedule
@@ -149,6 +150,9 @@ class CloneLearner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.actor_network = make_network(inputs, 2, 0.01)
+        first = self.actor_network[0]
+        assert isinstance(first, nn.Linear)
+        sharpen(first.weight)
         blind(self.actor_network, str(h["sees"]))
         self.optimizer = torch.optim.Adam(self.actor_network.parameters(), lr=h["learning_rate"], eps=1e-5)
         self.num_decisions = 0

@@ -5,12 +5,12 @@ Shapes: D observation entries; Q quantiles of each of the two actions; H numbers
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from sb3_contrib import QRDQN, TRPO, RecurrentPPO
-from torch import Tensor, nn
+from torch import nn
 
 from agents.policy import LSTM, Layers, LearnedPolicy, PolicyInfo, RecurrentPolicy
 from agents.sb3 import DQNLearner, OnPolicyLearner, PPOLearner
@@ -73,11 +73,6 @@ class RecurrentPPOLearner(PPOLearner):
     algorithm = RecurrentPPO
     network = "MlpLstmPolicy"
     widths: ClassVar[Mapping[str, Any]] = {"net_arch": (64,), "lstm_hidden_size": _MEMORY}
-
-    def first_weights(self) -> Iterator[Tensor]:
-        """Those of the two memories."""
-        for lstm in (self.model.policy.lstm_actor, self.model.policy.lstm_critic):
-            yield lstm.weight_ih_l0
 
     def start_from(self, policy: LearnedPolicy, seed: int) -> None:
         """A policy without a memory is no beginning for one that has it."""

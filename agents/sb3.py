@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +20,6 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor, nn
 
-from agents.actor import sharpen
 from agents.policy import Layers, LearnedPolicy, PolicyInfo
 from agents.start import copy_layers, fit_critic
 from envs.errors import UserError
@@ -127,8 +126,6 @@ class Learner:
         except (ValueError, AssertionError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"hyperparameters do not fit {self.algorithm.__name__}: {reason}") from None
-        for weight in self.first_weights():
-            sharpen(weight)
         if initial_nfe is not None:
             self._start_at(initial_nfe)
         self.model.set_logger(Logger(folder=None, output_formats=[_Dump(log)]))
@@ -140,12 +137,6 @@ class Learner:
         with torch.no_grad():
             bias = self.actor()[-1][1]
             bias.copy_(torch.tensor([0.0, math.log(rate / (1 - rate))]))
-
-    def first_weights(self) -> Iterator[Tensor]:
-        """Weights (width, D) that see the observation itself."""
-        for module in self.model.policy.modules():
-            if isinstance(module, nn.Sequential) and len(module) and isinstance(module[0], nn.Linear):
-                yield module[0].weight
 
     @property
     def num_decisions(self) -> int:

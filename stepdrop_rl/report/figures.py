@@ -130,9 +130,7 @@ def study_curves(study: Study, solver: str) -> Figure:
         full = study.full(solver)
         if full is not None:
             floor = full.estimate(judge, study.distance).mean
-            axes.axhline(
-                floor, color="#222222", linestyle="--", linewidth=1.2, label=f"full ({full.nfe:g})"
-            )
+            axes.axhline(floor, color="#222222", linestyle="--", linewidth=1.2, label=f"full ({full.nfe:g})")
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(3, 1)))

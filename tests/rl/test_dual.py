@@ -73,13 +73,13 @@ def own(problem, learner, algo):
     return learner.policy(info)
 
 
-@pytest.mark.parametrize("algo, others", [("ppo", {"batch_size": 128}), ("rloo", {})])
-def test_what_is_learned_meets_the_target(problem, algo, others):
+@pytest.mark.parametrize("algo, rounds, others", [("ppo", 60, {"batch_size": 128}), ("rloo", 120, {})])
+def test_what_is_learned_meets_the_target(problem, algo, rounds, others):
     # It starts by evaluating nearly everywhere, at a price that asks for no less.
     moving = moving_price(3.0, start=0.002)
     settings = {"num_envs": 64, "ent_coef": 0.02, "initial_nfe": 8.0}
     learner, _ = learner_of(problem, algo, moving=moving, **settings, **others)
-    learner.learn(64 * (N - 1) * 60, lambda decisions: True)
+    learner.learn(64 * (N - 1) * rounds, lambda decisions: True)
     policy = own(problem, learner, algo)
     found = price_for(policy, engine_of(problem, policy), 3.0, num_images=1024)
     assert found.mean == pytest.approx(3.0, rel=0.05)
