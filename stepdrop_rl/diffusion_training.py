@@ -44,6 +44,7 @@ _FREE = (
     "sample_every",
     "choose_ends",
     "ends_samples",
+    "ends_judge",
     "weights",
     "compile",
     "deterministic",

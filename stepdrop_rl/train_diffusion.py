@@ -52,7 +52,7 @@ def _run(config: TrainDiffusionConfig, device: torch.device, world: World) -> No
     from stepdrop_rl.diffusion_training import CHECKPOINT, Trainer
     from stepdrop_rl.grid_ends import default_ends
     from stepdrop_rl.losses import LOSSES
-    from stepdrop_rl.metrics import load_extractor
+    from stepdrop_rl.metrics import find_extractor
     from stepdrop_rl.models.unet import ModelInfo, make_network, save_model
     from stepdrop_rl.runs import prepare_output, run_folder
     from stepdrop_rl.tracking import start_run
@@ -61,7 +61,7 @@ def _run(config: TrainDiffusionConfig, device: torch.device, world: World) -> No
     LOSSES[config.loss.name]
     data = load(config.data, "train")
     if config.choose_ends:
-        load_extractor("validation", config.data.name)  # before hours of training, not after them
+        find_extractor(config.ends_judge, config.data.name)  # before hours of training, not after them
     schedule = NoiseSchedule(config.schedule.name, config.schedule.num_train_timesteps, device)
     torch.manual_seed(config.seed)  # the network's first weights
     network = make_network(config.unet, data.shape).to(device)
@@ -180,18 +180,24 @@ def _with_chosen_ends(
     """Judge full trajectories between candidate ends by the validation extractor, on validation noise."""
     from stepdrop_rl.grid_ends import Ends, choose_ends
     from stepdrop_rl.metrics import gather, load_reference
-    from stepdrop_rl.metrics.distances import frechet_distance
+    from stepdrop_rl.metrics.distances import frechet_distance, kid
 
-    extractor, reference = load_reference(config.data, "validation", trainer.schedule.device)
+    extractor, reference = load_reference(config.data, config.ends_judge, trainer.schedule.device)
     tried: list[Ends] = []
 
     def told(ends: Ends) -> None:
         tried.append(ends)
-        print(f"  t {ends.t_start:6.1f} → {ends.t_end:5.1f}: distance {ends.distance:.3f}", file=sys.stderr)
+        print(f"  t {ends.t_start:6.1f} → {ends.t_end:5.1f}: distance {ends.distance:.4f}", file=sys.stderr)
+
+    def distance(images: torch.Tensor) -> float:
+        features = gather(images, extractor)[0]
+        if config.ends_judge == "validation":
+            return frechet_distance(features, reference.statistics)
+        return kid(features, reference.features)
 
     best = choose_ends(
         trainer.denoiser,
-        lambda images: frechet_distance(gather(images, extractor)[0], reference.statistics),
+        distance,
         seed=config.seed,
         num_images=config.ends_samples,
         progress=told,

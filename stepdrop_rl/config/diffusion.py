@@ -118,6 +118,8 @@ class TrainDiffusionConfig(CommonConfig):
         sample_every: Steps between sample grids and the validation judge's looks.
         choose_ends: Choose t_start and t_end on validation noise when the run is complete.
         ends_samples: Images that each pair of ends is judged by.
+        ends_judge: Who judges them: validation (our own network, by the Fréchet distance), or another
+            extractor, by KID: of few images in many features, a Fréchet distance is mostly bias.
         weights: Type in which the averaged weights are written; half of the bytes lose nothing that shows.
     """
 
@@ -145,6 +147,7 @@ class TrainDiffusionConfig(CommonConfig):
     sample_every: int = 2000
     choose_ends: bool = True
     ends_samples: int = 1024
+    ends_judge: str = "validation"
     weights: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
