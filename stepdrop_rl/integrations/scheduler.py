@@ -22,6 +22,7 @@ from torch import Tensor
 
 from envs.errors import UserError
 from stepdrop_rl.diffusion import NoiseSchedule, image_scale, to_epsilon
+from stepdrop_rl.estimates import Clip, in_range
 from stepdrop_rl.models.unet import Model
 from stepdrop_rl.solvers import make_solver
 from stepdrop_rl.solvers.base import Anchor
@@ -45,6 +46,7 @@ class StepDropScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         num_train_timesteps: T.
         prediction_type: epsilon or v_prediction.
         clip_sample: Clip clean estimates to [−1, 1].
+        thresholding: Bring them there by dynamic thresholding instead (diffusers' own name for it).
         network_times: What the network is told instead of the times.
     """
 
@@ -60,11 +62,13 @@ class StepDropScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         num_train_timesteps: int = 1000,
         prediction_type: str = "epsilon",
         clip_sample: bool = True,
+        thresholding: bool = False,
         network_times: Sequence[float] | None = None,
     ) -> None:
         self.schedule = NoiseSchedule(beta_schedule, num_train_timesteps)
         self.alphas_cumprod = self.schedule.alpha_bar.float()
         self._solver = make_solver(solver)
+        self._clip: Clip = "dynamic" if thresholding else "static" if clip_sample else "none"
         self._times = torch.tensor(list(times), dtype=torch.float64)
         self.schedule.check_times(self._times)
         if network_times is not None and len(network_times) != len(self._times):
@@ -78,6 +82,8 @@ class StepDropScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         times: Sequence[float],
         solver: str = "multistep",
         network_times: Sequence[float] | None = None,
+        *,
+        clip: Clip = "static",
     ) -> StepDropScheduler:
         """The scheduler of a schedule for one of our models."""
         info = model.info
@@ -87,6 +93,8 @@ class StepDropScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             beta_schedule=info.schedule.name,
             num_train_timesteps=info.schedule.num_train_timesteps,
             prediction_type=info.prediction,
+            clip_sample=clip == "static",
+            thresholding=clip == "dynamic",
             network_times=None if network_times is None else [float(t) for t in network_times],
         )
         return scheduler
@@ -135,8 +143,8 @@ class StepDropScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         eps = to_epsilon(self.schedule, self.config.prediction_type, model_output, sample, t)
         alpha, sigma = (image_scale(v, sample) for v in self.schedule.alpha_sigma(t))
         x0 = (sample - sigma * eps) / alpha
-        if self.config.clip_sample:
-            x0 = x0.clamp(-1, 1)
+        if self._clip != "none":
+            x0 = in_range(x0, self._clip)
             eps = (sample - alpha * x0) / sigma
         depth = max(2, self._solver.history)
         self._seen = [(x0, eps, t), *self._seen][:depth]

@@ -14,6 +14,7 @@ from envs.errors import UserError
 from envs.philox import Role, Stream, normal
 from stepdrop_rl.diffusion import CLEAN
 from stepdrop_rl.engine import Engine
+from stepdrop_rl.estimates import CLIPS
 from stepdrop_rl.integrations.pipeline import StepDropPipeline
 from stepdrop_rl.integrations.scheduler import StepDropScheduler
 from stepdrop_rl.models.unet import load_model
@@ -30,17 +31,16 @@ def model():
 
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if not SOLVERS.load(name)().stochastic])
 @pytest.mark.parametrize("told", [None, [950.0, 800.0, 505.5, 210.0, 30.0]])
-def test_step_by_step_it_is_the_engine(model, solver, told):
-    scheduler = StepDropScheduler.of(model, TIMES, solver, network_times=told)
+@pytest.mark.parametrize("clip", CLIPS)
+def test_step_by_step_it_is_the_engine(model, solver, told, clip):
+    scheduler = StepDropScheduler.of(model, TIMES, solver, network_times=told, clip=clip)
     x = normal((1, 8, 8), seed=3, role=Role.EVALUATION, stream=Stream.INITIAL, image=torch.arange(4))
     with torch.no_grad():
         for t in scheduler.timesteps:
             x = scheduler.step(model.denoiser.network(x, t).sample, t, x).prev_sample
     times = torch.tensor(TIMES, dtype=torch.float64)
     agent = FixedSchedule("s", times, network_times=None if told is None else torch.tensor(told).double())
-    engine = Engine(
-        denoiser=model.denoiser, solver=SOLVERS.load(solver)(), times=times, seed=3, role=Role.EVALUATION
-    )
+    engine = Engine(denoiser=model.denoiser, solver=SOLVERS.load(solver)(), times=times, seed=3, clip=clip)
     torch.testing.assert_close(x, engine.sample(agent, 4).images, rtol=0, atol=2e-5)
 
 
