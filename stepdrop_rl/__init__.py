@@ -21,6 +21,7 @@ gymnasium.register(
 _LAZY = {
     "StepDropScheduler": "stepdrop_rl.integrations.scheduler",
     "StepDropPipeline": "stepdrop_rl.integrations.pipeline",
+    "PixelUnshuffledUNet": "stepdrop_rl.models.unet",
     "from_diffusers": "stepdrop_rl.integrations.importing",
 }
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler
 
 from agents.fixed import FixedSchedule
-from envs.errors import UserError
 from stepdrop_rl.benchmarks.timing import Row, interleaved
 from stepdrop_rl.config import BenchmarkConfig
 from stepdrop_rl.device import resolve_device
@@ -27,10 +26,11 @@ def measure_pipeline(config: BenchmarkConfig) -> list[Row]:
     rows = []
     for precision in ("float32", "bfloat16"):
         model = load_model(config.model or config.data.name, device, precision=precision)
-        network = model.denoiser.network
-        if not isinstance(network, UNet2DModel) or model.info.prediction != "epsilon":
-            raise UserError("the pipeline's comparison needs a plain UNet2DModel that predicts epsilon")
-        scheduler = DDIMScheduler(trained_betas=betas(model.denoiser.schedule.alpha_bar), clip_sample=True)
+        scheduler = DDIMScheduler(
+            trained_betas=betas(model.denoiser.schedule.alpha_bar),
+            prediction_type=model.info.prediction,
+            clip_sample=True,
+        )
         pipeline = DDIMPipeline(
             load_model(config.model or config.data.name, device).denoiser.network, scheduler
         )

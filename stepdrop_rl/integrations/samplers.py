@@ -82,7 +82,7 @@ def draw(
         calls = 0
         for t in scheduler.timesteps:
             shown = scheduler.scale_model_input(x, t)
-            output = denoiser.network(shown, t.to(device)).sample
+            output = denoiser.raw(shown, t.to(device).expand(len(shown)))
             x = scheduler.step(output, t, x, return_dict=False)[0]
             calls += 1
         parts.append(x.float().clamp(-1, 1).cpu())

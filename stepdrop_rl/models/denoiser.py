@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stepdrop_rl.diffusion import NoiseSchedule, to_epsilon
+from stepdrop_rl.models.captured import Captured
 
 FEATURES = ("middle", "decoder")
 """Features that a U-Net can be asked for: the output of its middle block, and of its last block upwards."""
@@ -47,6 +48,7 @@ class NetworkDenoiser:
         autocast: Type the network computes in; the trajectory stays float32.
         pad_to: With it, every call holds exactly this many rows (the last one padded by zeros), so that
             image i is bit-equal whatever the batch size; without it, a call holds the rows it is given.
+        capture: Replay calls as CUDA graphs (:mod:`stepdrop_rl.models.captured`).
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class NetworkDenoiser:
         shape: tuple[int, int, int],
         autocast: torch.dtype | None = None,
         pad_to: int | None = None,
+        capture: bool = False,
     ) -> None:
         self.network = network
         self.schedule = schedule
@@ -66,6 +69,7 @@ class NetworkDenoiser:
         self.autocast = autocast
         self.pad_to = pad_to
         self.feature_widths: Mapping[str, int] = feature_widths(network)
+        self._call = Captured(self._network) if capture else self._network
 
     def __call__(
         self, x: Tensor, t: Tensor, *, features: Sequence[str] = (), told: Tensor | None = None
@@ -78,7 +82,11 @@ class NetworkDenoiser:
             output, pooled = self._padded(x, told, features, self.pad_to)
         return to_epsilon(self.schedule, self.prediction, output.float(), x, t), pooled
 
-    def _call(self, x: Tensor, t: Tensor, features: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+    def raw(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the network itself says: eps or v."""
+        return self._call(x, t, ())[0].float()
+
+    def _network(self, x: Tensor, t: Tensor, features: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         enabled = self.autocast is not None
         with torch.autocast(x.device.type, dtype=self.autocast or torch.bfloat16, enabled=enabled):
             if features:

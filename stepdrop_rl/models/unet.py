@@ -54,12 +54,26 @@ class ModelInfo:
 
 
 class PixelUnshuffledUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """A ``UNet2DModel`` that sees blocks of pixels as channels: a quarter of the work for ``factor`` 2."""
+    """A ``UNet2DModel`` that sees blocks of pixels as channels: a quarter of the work for ``factor`` 2.
+
+    Its configuration says of what size its images are, as diffusers' pipelines ask.
+    """
 
     @register_to_config
-    def __init__(self, factor: int, inner: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        factor: int,
+        inner: dict[str, Any],
+        in_channels: int | None = None,
+        sample_size: int | None = None,
+    ) -> None:
+        del in_channels, sample_size  # they follow from the others
         super().__init__()
         self.unet = UNet2DModel.from_config(inner)  # a config entry of that name would hide it
+        folded = self.unet.config
+        self.register_to_config(
+            in_channels=folded.in_channels // factor**2, sample_size=folded.sample_size * factor
+        )
 
     def forward(self, sample: Tensor, timestep: Tensor) -> UNet2DOutput:
         """Predict for (B, C, H, W) images at (B,) times."""
@@ -171,21 +185,22 @@ def load_model(
         )
         if loading["missing_keys"]:  # diffusers only warns, and leaves them at random
             raise ValueError(f"its weights lack {', '.join(sorted(loading['missing_keys']))}")
-        network = network.to(device).eval().requires_grad_(False)
+        on_cuda = torch.device(device).type == "cuda"
+        layout = torch.channels_last if on_cuda else torch.contiguous_format
+        network = network.to(device, memory_format=layout).eval().requires_grad_(False)
     except Exception as error:  # diffusers and safetensors raise many kinds for a damaged file
         raise UserError(
             f"cannot load the network in {folder}: {' '.join(str(error).split())[:200]}"
         ) from None
-    inner = network.unet if isinstance(network, PixelUnshuffledUNet) else network
-    folds = network.config.factor if isinstance(network, PixelUnshuffledUNet) else 1
-    size = inner.config.sample_size * folds
+    channels, size = network.config.in_channels, network.config.sample_size
     schedule = NoiseSchedule(info.schedule.name, info.schedule.num_train_timesteps, device)
     denoiser = NetworkDenoiser(
         network,
         schedule,
         prediction=info.prediction,
-        shape=(inner.config.in_channels // folds**2, size, size),
+        shape=(channels, size, size),
         autocast=autocast_type(precision, device),
         pad_to=pad_to,
+        capture=on_cuda,
     )
     return Model(denoiser, info, content_hash(dict(network.state_dict())))

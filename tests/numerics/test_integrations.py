@@ -44,7 +44,9 @@ def test_step_by_step_it_is_the_engine(model, solver, told, clip):
     torch.testing.assert_close(x, engine.sample(agent, 4).images, rtol=0, atol=2e-5)
 
 
-def test_in_a_pipeline_it_calls_the_network_once_a_time_and_survives_saving(model, tmp_path):
+@pytest.mark.parametrize("name", ["digits", "cifar10"])  # cifar10's sees blocks of pixels as channels
+def test_in_a_pipeline_it_calls_the_network_once_a_time_and_survives_saving(name, tmp_path):
+    model = load_model(name)
     pipeline = DDPMPipeline(model.denoiser.network, StepDropScheduler.of(model, TIMES, "ddpm"))
     pipeline.set_progress_bar_config(disable=True)
     calls = []
