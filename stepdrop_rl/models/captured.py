@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ class CudaGraphs:
     """Records calls as CUDA graphs that share one pool of memory: only one of them runs at a time."""
 
     def __init__(self) -> None:
-        self._pool: object = None
+        self._pool: Any = None
 
     def __call__(self, call: Callable[[], Output]) -> tuple[Output, Replay]:
         """Run ``call`` some times beside the main stream, then record it."""
