@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs.dual import MovingPrice
 from envs.errors import UserError
@@ -101,8 +101,9 @@ def make_world(config: EnvConfig, *, model: Model, data: DataConfig | None = Non
     times = decision_grid(model, config.num_decisions).to(device)
     if config.shows_features:
         check_features(model.denoiser.feature_widths, config.feature_names, config.num_features)
+    shown = _shown(config, model, data)  # images that are not there are noticed before anything is computed
     bank = load_bank(model, config.solver, steps=config.teacher_steps, size=config.bank_size, device=device)
-    ground = _ground(config, model, bank, data)
+    ground = _ground(config, bank, shown)
     projection = None
     if config.shows_features:
         projection = fit_projection(
@@ -116,35 +117,42 @@ def make_world(config: EnvConfig, *, model: Model, data: DataConfig | None = Non
     return World(model, config, times, bank, ground, projection)
 
 
-def _ground(config: EnvConfig, model: Model, bank: TeacherBank, data: DataConfig | None) -> Ground:
-    """What the rewards stand on; without features and real images where no reward looks at them."""
-    device = bank.teacher.device
+def _shown(config: EnvConfig, model: Model, data: DataConfig | None) -> tuple[nn.Module, Tensor] | None:
+    """The rewards' extractor and real images; None where no reward looks at them."""
     if not any(REWARDS.load(name).needs_features for name in config.reward):
-        nothing = torch.empty(0, 0, device=device)
-        return Ground(
-            features=lambda x: x.new_empty(len(x), 0),
-            real=nothing,
-            teacher=bank.teacher,
-            teacher_features=nothing,
-            first=bank.first,
-            prices=config.prices,
-        )
-    extractor = load_extractor("reward", model.info.dataset).to(device).eval().requires_grad_(False)
+        return None
     images = load_data(data_of(model, data), "train").images
     if len(images) > NUM_REAL:
         images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:NUM_REAL]]
-    with torch.no_grad():
-        return Ground(
-            features=extractor,
-            real=_in_batches(extractor, to_float(images).to(device)),
-            teacher=bank.teacher,
-            teacher_features=_in_batches(extractor, bank.teacher),
-            first=bank.first,
-            prices=config.prices,
-        )
+    return load_extractor("reward", model.info.dataset), images
 
 
-def _in_batches(extractor: torch.nn.Module, images: Tensor, size: int = 512) -> Tensor:
+def _ground(config: EnvConfig, bank: TeacherBank, shown: tuple[nn.Module, Tensor] | None) -> Ground:
+    """What the rewards stand on."""
+    device = bank.teacher.device
+    features: Callable[[Tensor], Tensor] = _nothing
+    real = teacher_features = torch.empty(0, 0, device=device)
+    if shown is not None:
+        extractor, images = shown
+        features = extractor.to(device).eval().requires_grad_(False)
+        with torch.no_grad():
+            real = _in_batches(features, to_float(images).to(device))
+            teacher_features = _in_batches(features, bank.teacher)
+    return Ground(
+        features=features,
+        real=real,
+        teacher=bank.teacher,
+        teacher_features=teacher_features,
+        first=bank.first,
+        prices=config.prices,
+    )
+
+
+def _nothing(x: Tensor) -> Tensor:
+    return x.new_empty(len(x), 0)
+
+
+def _in_batches(extractor: Callable[[Tensor], Tensor], images: Tensor, size: int = 512) -> Tensor:
     return torch.cat([extractor(part) for part in images.split(size)])
 
 
