@@ -16,10 +16,19 @@ from agents.curves import SkipCurve
 from agents.fixed import FixedSchedule
 from agents.planned import Dealt
 from agents.policy import LearnedPolicy
+from envs.errors import UserError
 from envs.observation import ENTRIES
 
 _OWN = ("position", "lam", "lam_since_anchor", "evaluations", "log_price")
 """Entries that tell of a sample's schedule, not of the sample."""
+
+SHOWN: dict[str, tuple[str, ...]] = {
+    "noise": ("eps_rms",),
+    "change": ("x0_change", "x0_rate", "disagreement"),
+    "clipping": ("clipped",),
+    "features": (),
+}
+"""What tells of the sample, in groups that say the same thing; features: the network's own."""
 
 
 def mean_schedule(times: Tensor, evaluated: Tensor) -> FixedSchedule:
@@ -66,17 +75,34 @@ class Shuffled(LearnedPolicy):
     Samples of a batch that are at the same point, with as many evaluations and the same anchor, pass what
     they show to each other in a ring; one that stands alone sees itself. So, unlike all other agents',
     its decisions depend on what a sample is packed with.
+
+    Args:
+        policy: Whose sight is disturbed.
+        group: One of :data:`SHOWN`: only that is another sample's (permutation importance, Breiman 2001);
+            None: everything that tells of the sample.
+
+    Raises:
+        UserError: The policy is not shown such entries.
     """
 
-    def __init__(self, policy: LearnedPolicy) -> None:
+    def __init__(self, policy: LearnedPolicy, group: str | None = None) -> None:
         super().__init__(policy.info, policy.layers, policy.projection)
-        self.name = "shuffled"
+        self.name = "shuffled" if group is None else f"shuffled {group}"
+        size = len(ENTRIES) + policy.info.num_features
+        own = [i for i, entry in enumerate(ENTRIES) if entry.name in _OWN]
+        features = list(range(len(ENTRIES), size))
+        if group is None:
+            passed = [i for i in range(size) if i not in own]
+        else:
+            passed = [i for i, entry in enumerate(ENTRIES) if entry.name in SHOWN[group]]
+            passed += features if group == "features" else []
+        if not passed:
+            raise UserError("the policy is not shown features of the network")
+        self._own, self._passed = own, torch.tensor(passed)
 
     def probabilities(self, observation: Tensor) -> Tensor:
         """P(evaluate), (R,)."""
-        own = [i for i, entry in enumerate(ENTRIES) if entry.name in _OWN]
-        shown = [i for i in range(observation.shape[1]) if i not in own]
-        where = observation[:, own].unique(dim=0, return_inverse=True)[1]
+        where = observation[:, self._own].unique(dim=0, return_inverse=True)[1]
         order = where.argsort(stable=True)
         group = where[order]
         last = torch.ones_like(group, dtype=torch.bool)
@@ -86,8 +112,7 @@ class Shuffled(LearnedPolicy):
         # The next of the ring: the row after, or the group's first after its last.
         following = torch.arange(1, len(order) + 1, device=order.device)
         following[last] = first.nonzero().squeeze(1)
+        passed = self._passed.to(order.device)
         seen = observation.clone()
-        seen[order.unsqueeze(1), torch.tensor(shown, device=order.device)] = observation[
-            order[following].unsqueeze(1), torch.tensor(shown, device=order.device)
-        ]
+        seen[order.unsqueeze(1), passed] = observation[order[following].unsqueeze(1), passed]
         return super().probabilities(seen)

@@ -7,7 +7,9 @@ from typing import Any
 
 from stepdrop_rl.config.common import CommonConfig, Precision, require, require_minutes
 
-CONTROLS = ("mode", "mean_schedule", "shuffled", "dealt", "coins")
+_PLAIN = ("mode", "mean_schedule", "dealt", "coins", "shuffled")
+_SHOWN = ("noise", "change", "clipping", "features")  # agents.controls.SHOWN
+CONTROLS = (*_PLAIN, *(f"shuffled_{group}" for group in _SHOWN))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,8 @@ class StudyConfig(CommonConfig):
         searches: Methods of search, at whole budgets.
         baselines: Agents of a budget; a * after the name: with the last time that suits it best.
         controls: What is taken away from each policy (its first seed) in turn: mode, mean_schedule,
-            shuffled, dealt, coins.
+            dealt, coins, shuffled; shuffled_noise, shuffled_change, shuffled_clipping and shuffled_features
+            tell what it looks at. Blind ones have nothing to shuffle.
         blind: Policies that never look at the sample: the rivals of those that do.
         judges: Extractors that no reward used, the first one decides (default: the data set's, validation).
         num_samples: Images of each contender at each budget.
@@ -44,7 +47,7 @@ class StudyConfig(CommonConfig):
     baselines: list[str] = field(
         default_factory=lambda: ["uniform", "uniform*", "quadratic", "quadratic*", "log_snr", "log_snr*"]
     )
-    controls: list[str] = field(default_factory=lambda: list(CONTROLS))
+    controls: list[str] = field(default_factory=lambda: list(_PLAIN))
     blind: list[str] = field(default_factory=lambda: ["mixture"])
     judges: list[str] = field(default_factory=list)
     num_samples: int = 10_240

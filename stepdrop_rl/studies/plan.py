@@ -112,7 +112,8 @@ def jobs(config: StudyConfig) -> Iterator[Job]:
                 for seed in range(int(entry.get("seeds", 1))):
                     yield Job("judge", name, solver, nfe, seed)
                 for control in config.controls:
-                    yield Job("judge", name, solver, nfe, 0, control)
+                    if name not in config.blind or not control.startswith("shuffled"):
+                        yield Job("judge", name, solver, nfe, 0, control)
             for name in config.baselines:
                 yield Job("judge", name, solver, nfe)
             if nfe in whole:

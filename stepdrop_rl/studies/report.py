@@ -6,7 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from stepdrop_rl.report.figures import rates_by_budget, study_curves
 from stepdrop_rl.report.tables import markdown_table
 from stepdrop_rl.studies.plan import FULL
-from stepdrop_rl.studies.verdict import Claim, Entry, Estimate, Study, difference, ratio
+from stepdrop_rl.studies.verdict import Claim, Entry, Estimate, Study, difference, label, ratio
 from stepdrop_rl.weights import write_bytes, write_text
 
 _STYLE = (
@@ -103,6 +103,7 @@ def compose(study: Study) -> list[Block]:
         figure = rates_by_budget(study, solver)
         if figure is not None:
             blocks.append(Block(figure=(f"rates_{_slug(solver)}.png", figure)))
+    blocks += _sight(study)
     blocks += _questions(study)
     if study.unreachable:
         blocks.append(Block(heading="Out of reach"))
@@ -191,6 +192,37 @@ def _claims(heading: str, claims: Sequence[Claim], study: Study) -> list[Block]:
     said = sum(claim.holds for claim in claims)
     text = f"Holds at {said} of {len(claims)}: the distance is smaller outside the interval, KID agrees, and "
     return [Block(heading=heading), Block(text=text + "precision is not lower."), Block(table=(header, rows))]
+
+
+def _sight(study: Study) -> list[Block]:
+    """What the policies look at: what it costs to show them another sample's numbers instead."""
+    judge = study.judges[0]
+    found = {(e.name, e.solver, e.nfe): e for e in study.entries}
+    rows = []
+    for name in study.config.policies:
+        for control in study.config.controls:
+            if not study.looks(name) or not control.startswith("shuffled"):
+                continue
+            for solver in study.config.solvers:
+                cells = []
+                for nfe in study.config.nfe:
+                    one, other = (found.get((n, solver, nfe)) for n in (f"{name}, {label(control)}", name))
+                    if one is None or other is None:
+                        cells.append("–")
+                        continue
+                    same_seed = replace(other, results=tuple(r for r in other.results if r["seed"] == 0))
+                    lost = difference(one, same_seed, judge, study.distance)
+                    cells.append(f"{_signed(lost, 2)} at {one.mean('nfe_mean'):.2f}")
+                if any(cell != "–" for cell in cells):
+                    rows.append([name, solver, label(control), *cells])
+    if not rows:
+        return []
+    text = (
+        "Each sample is shown another one's numbers, of one kind or of all, from a sample that stands where "
+        f"it stands: by how much that changes {study.distance}, and the evaluations that it leads to."
+    )
+    header = ["policy", "solver", "of another sample", *(f"{nfe:g} evaluations" for nfe in study.config.nfe)]
+    return [Block(heading="What the policy looks at"), Block(text=text), Block(table=(header, rows))]
 
 
 def _questions(study: Study) -> list[Block]:

@@ -202,10 +202,11 @@ class Workshop:
         drawn = load_tensors(path.with_suffix(".safetensors"))
         times: Tensor = drawn["times"]
         evaluated = drawn["evaluated"].bool()
-        if job.control == "shuffled":
+        shuffled, _, group = str(job.control).partition("_")
+        if shuffled == "shuffled":
             if isinstance(policy, RecurrentAgent):
                 raise UserError("a policy with a memory cannot be shown other samples from point to point")
-            return Contender(Shuffled(policy), judged["price"])
+            return Contender(Shuffled(policy, group or None), judged["price"])
         if job.control == "mean_schedule":
             return Contender(mean_schedule(times, evaluated))
         return Contender((dealt if job.control == "dealt" else coins)(times, evaluated))

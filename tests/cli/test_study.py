@@ -1,6 +1,7 @@
 """``python -m stepdrop_rl.study``: a small one from end to end, what it says and what it refuses."""
 
 import importlib
+import re
 
 import pytest
 
@@ -28,6 +29,7 @@ SMALL = {
         }
     },
     "searches": ["xue", "mixture"],
+    "controls": ["mode", "mean_schedule", "dealt", "coins", "shuffled", "shuffled_change"],
     "baselines": ["uniform", "quadratic*", "bernoulli"],
     "num_samples": 128,
     "blocks": 2,
@@ -74,7 +76,7 @@ def test_a_study_is_done_told_and_not_done_again(capsys, tmp_path):
     told = {(r["name"], r["nfe"], r["seed"], r["control"]) for r in record["results"]}
     assert {("full", 12, 0, None), ("uniform", 3, 0, None), ("mixture", 4, 0, None)} <= told
     assert {("imitator", 4, seed, None) for seed in (0, 1)} <= told
-    controls = ("mean_schedule", "shuffled", "dealt", "coins")
+    controls = ("mean_schedule", "shuffled", "shuffled_change", "dealt", "coins")
     assert {("imitator", 4, 0, control) for control in controls} <= told
     policies = [r for r in record["results"] if r["name"] == "imitator"]
     assert all(r["nfe"] == 4 for r in policies)
@@ -93,6 +95,8 @@ def test_a_study_is_done_told_and_not_done_again(capsys, tmp_path):
     assert "src=" in html.read_text()
     assert "http" not in html.read_text()
     assert "| uniform |" in text.read_text()
+    assert "What the policy looks at" in text.read_text()
+    assert re.search(r"\| imitator \| multistep \| shuffled change \| – \| [+−-]\d", text.read_text())
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s" / "results").iterdir()}
     assert call("study", *options()) == 0

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from agents.controls import Shuffled, coins, dealt, mean_schedule
+from agents.actor import SIGHTS
+from agents.controls import SHOWN, Shuffled, coins, dealt, mean_schedule
 from agents.fixed import FixedSchedule
 from agents.planned import Mixture, mixture_record, read_plan
 from agents.policy import LearnedPolicy, PolicyInfo
@@ -15,6 +16,7 @@ from agents.search import mixture as mixture_search
 from envs.errors import UserError
 from envs.observation import ENTRIES
 from envs.rewards.frechet import distance, root
+from stepdrop_rl.config.study import CONTROLS
 from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.engine import Engine
 from stepdrop_rl.models.analytic import GaussianMixture
@@ -148,6 +150,30 @@ def test_shuffled_passes_what_samples_show_among_those_that_stand_alike():
     one = policy(weight)
     seen = torch.logit(Shuffled(one).probabilities(observation))
     torch.testing.assert_close(seen, torch.tensor([3.0, 2.0, 4.0, 1.0, 5.0]), rtol=1e-4, atol=1e-4)
+
+
+def test_shuffled_by_group_passes_that_group_alone():
+    names = [entry.name for entry in ENTRIES]
+    weight = torch.zeros(2, len(ENTRIES))
+    weight[1, names.index("eps_rms")] = 1.0
+    weight[1, names.index("clipped")] = 0.1
+    observation = torch.zeros(2, len(ENTRIES))
+    observation[:, names.index("eps_rms")] = torch.tensor([1.0, 2.0])
+    observation[:, names.index("clipped")] = torch.tensor([1.0, 0.0])
+    one = policy(weight)
+    for group, said in {"noise": [2.1, 1.0], "clipping": [1.0, 2.1], "change": [1.1, 2.0]}.items():
+        seen = torch.logit(Shuffled(one, group).probabilities(observation))
+        torch.testing.assert_close(seen, torch.tensor(said), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="not shown features"):
+        Shuffled(one, "features")
+
+
+def test_the_groups_are_all_that_tells_of_the_sample():
+    groups = [name for group in SHOWN.values() for name in group]
+    schedule = SIGHTS["schedule"]
+    assert schedule is not None
+    assert sorted([*groups, *schedule]) == sorted(entry.name for entry in ENTRIES)
+    assert {f"shuffled_{name}" for name in SHOWN} < set(CONTROLS)
 
 
 # --- the search ---------------------------------------------------------------------------------
