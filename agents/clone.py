@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from agents.actor import (
     blind,
+    copied,
     layers_of,
     load_optimizer_state,
     make_network,
@@ -160,8 +161,7 @@ class CloneLearner:
 
     def start_from(self, policy: LearnedPolicy, seed: int) -> None:
         """Copy its weights; there is no critic."""
-        actor = [(m.weight, m.bias) for m in self.actor_network if isinstance(m, nn.Linear)]
-        copy_layers(actor, policy.layers)
+        copy_layers(layers_of(self.actor_network), policy.layers)
         blind(self.actor_network, str(self.hyperparameters["sees"]))
 
     def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:
@@ -228,7 +228,7 @@ class CloneLearner:
 
     def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
         """What has been learned so far."""
-        return LearnedPolicy(info, layers_of(self.actor_network), projection)
+        return LearnedPolicy(info, copied(layers_of(self.actor_network)), projection)
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs."""

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from sb3_contrib import QRDQN, TRPO, RecurrentPPO
-from torch import nn
 
+from agents.actor import copied, layers_of
 from agents.policy import LSTM, Layers, LearnedPolicy, PolicyInfo, RecurrentPolicy
 from agents.sb3 import DQNLearner, OnPolicyLearner, PPOLearner
 from envs.errors import UserError
@@ -61,7 +61,7 @@ class QRDQNLearner(DQNLearner):
         folded into the last weights: exact.
         """
         net = self.model.policy.quantile_net
-        layers = [(m.weight, m.bias) for m in net.quantile_net if isinstance(m, nn.Linear)]
+        layers = layers_of(net.quantile_net)
         weight, bias = layers[-1]  # (Q·2, D), (Q·2,), read by sb3-contrib as (Q, 2)
         shape = (net.n_quantiles, 2)
         return [*layers[:-1], (weight.unflatten(0, shape).mean(0), bias.unflatten(0, shape).mean(0))]
@@ -84,6 +84,6 @@ class RecurrentPPOLearner(PPOLearner):
         return RecurrentPolicy(
             replace(info, memory=lstm.hidden_size),
             [getattr(lstm, f"{name}_l0").detach().clone() for name in LSTM],
-            [(w.detach().clone(), b.detach().clone()) for w, b in self.actor()],
+            copied(self.actor()),
             projection,
         )

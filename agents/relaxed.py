@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from agents.actor import (
     blind,
+    copied,
     layers_of,
     load_optimizer_state,
     make_network,
@@ -123,7 +124,7 @@ class RelaxedLearner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.actor_network = make_network(inputs, 2, 0.01)
-        start_at(self.actor_network, h["initial_nfe"], len(self.core.walk.grid))
+        start_at(layers_of(self.actor_network), h["initial_nfe"], len(self.core.walk.grid))
         blind(self.actor_network, str(h["sees"]))
         self.optimizer = torch.optim.Adam(self.actor_network.parameters(), lr=h["learning_rate"], eps=1e-5)
         self.num_decisions = 0
@@ -131,8 +132,7 @@ class RelaxedLearner:
 
     def start_from(self, policy: LearnedPolicy, seed: int) -> None:
         """Copy its weights; there is no critic."""
-        actor = [(m.weight, m.bias) for m in self.actor_network if isinstance(m, nn.Linear)]
-        copy_layers(actor, policy.layers)
+        copy_layers(layers_of(self.actor_network), policy.layers)
         blind(self.actor_network, str(self.hyperparameters["sees"]))
 
     def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:
@@ -202,7 +202,7 @@ class RelaxedLearner:
 
     def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
         """What has been learned so far."""
-        return LearnedPolicy(info, layers_of(self.actor_network), projection)
+        return LearnedPolicy(info, copied(layers_of(self.actor_network)), projection)
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs: weights, optimiser, counter, generator, what rewards have learned."""

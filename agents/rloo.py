@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from agents.actor import (
     blind,
+    copied,
     layers_of,
     load_optimizer_state,
     make_network,
@@ -104,7 +105,7 @@ class RLOOLearner:
             torch.manual_seed(seed)
             self.actor_network = make_network(inputs, 2, 0.01)
             self.critic = make_network(inputs, 1, 1.0)
-        start_at(self.actor_network, h["initial_nfe"], len(self.core.walk.grid))
+        start_at(layers_of(self.actor_network), h["initial_nfe"], len(self.core.walk.grid))
         blind(self.actor_network, str(h["sees"]))
         parameters = [*self.actor_network.parameters(), *self.critic.parameters()]
         self.optimizer = torch.optim.Adam(parameters, lr=h["learning_rate"], eps=1e-5)
@@ -113,8 +114,7 @@ class RLOOLearner:
 
     def start_from(self, policy: LearnedPolicy, seed: int) -> None:
         """The actor gets its weights, the critic learns what they earn."""
-        actor = [(m.weight, m.bias) for m in self.actor_network if isinstance(m, nn.Linear)]
-        copy_layers(actor, policy.layers)
+        copy_layers(layers_of(self.actor_network), policy.layers)
         blind(self.actor_network, str(self.hyperparameters["sees"]))
         fit_critic(
             lambda seen: self.critic(seen).squeeze(-1),
@@ -214,7 +214,7 @@ class RLOOLearner:
 
     def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
         """What has been learned so far."""
-        return LearnedPolicy(info, layers_of(self.actor_network), projection)
+        return LearnedPolicy(info, copied(layers_of(self.actor_network)), projection)
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs: weights, optimiser, counter, generator, what rewards have learned."""
