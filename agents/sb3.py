@@ -20,6 +20,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor
 
 from agents.actor import copied, layers_of, load_optimizer_state, optimizer_state, start_at, under
+from agents.decay import LinearDecay
 from agents.policy import Layers, LearnedPolicy, PolicyInfo
 from agents.start import copy_layers, fit_critic
 from envs.errors import UserError
@@ -61,17 +62,6 @@ class _BetweenRollouts(BaseCallback):  # type: ignore[misc]
 
     def _on_step(self) -> bool:
         return True
-
-
-class LinearDecay:
-    """A learning rate that falls linearly over the declared run, from ``start`` to ``final``·start."""
-
-    def __init__(self, start: float, final: float) -> None:
-        self.start = start
-        self.final = final
-
-    def __call__(self, progress_remaining: float) -> float:
-        return self.start * (self.final + (1 - self.final) * progress_remaining)
 
 
 class Learner:
