@@ -13,19 +13,18 @@ from sb3_contrib import QRDQN, TRPO, RecurrentPPO
 
 from agents.actor import copied, layers_of
 from agents.policy import LSTM, Layers, LearnedPolicy, PolicyInfo, RecurrentPolicy
-from agents.sb3 import DQNLearner, OnPolicyLearner, PPOLearner
+from agents.sb3 import BatchLearner, DQNLearner, PPOLearner
 from envs.errors import UserError
 from envs.observation import Projection
-from envs.sb3 import StepDropVecEnv
 
 _QUANTILES = 32
 _MEMORY = 64
 
 
-class TRPOLearner(OnPolicyLearner):
+class TRPOLearner(BatchLearner):
     """Trust region policy optimisation (Schulman et al. 2015): one step per rollout, as far as the KL allows.
 
-    ``learning_rate`` is the critic's alone.
+    ``learning_rate`` and the batches are the critic's alone.
     """
 
     algorithm = TRPO
@@ -38,11 +37,6 @@ class TRPOLearner(OnPolicyLearner):
         "n_critic_updates": 10,
         "initial_nfe": 5.0,
     }
-
-    def settings(self, env: StepDropVecEnv) -> dict[str, Any]:
-        """The critic's batches: four per rollout."""
-        settings = super().settings(env)
-        return settings | {"batch_size": max(2, settings["n_steps"] * env.num_envs // 4)}
 
 
 class QRDQNLearner(DQNLearner):

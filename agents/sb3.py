@@ -214,7 +214,16 @@ class OnPolicyLearner(Learner):
         )
 
 
-class PPOLearner(OnPolicyLearner):
+class BatchLearner(OnPolicyLearner):
+    """Learns from a rollout in batches."""
+
+    def settings(self, env: StepDropVecEnv) -> dict[str, Any]:
+        """Four batches per rollout."""
+        settings = super().settings(env)
+        return settings | {"batch_size": max(2, settings["n_steps"] * env.num_envs // 4)}
+
+
+class PPOLearner(BatchLearner):
     """Proximal policy optimisation (Schulman et al. 2017)."""
 
     algorithm = PPO
@@ -227,11 +236,6 @@ class PPOLearner(OnPolicyLearner):
         "clip_range": 0.2,
         "initial_nfe": 5.0,
     }
-
-    def settings(self, env: StepDropVecEnv) -> dict[str, Any]:
-        """Four batches per rollout."""
-        settings = super().settings(env)
-        return settings | {"batch_size": max(2, settings["n_steps"] * env.num_envs // 4)}
 
 
 class A2CLearner(OnPolicyLearner):
