@@ -36,7 +36,7 @@ def sharpen(weight: Tensor) -> None:
     Where a sample stands is told by entries that change by 1/N from a grid point to the next, and a schedule
     changes from never to always within a point or two. Networks of unit slope imitate that late, or not at
     all; steeper ones, where they begin, do. (Policy gradients that begin steep settle on whatever schedule
-    chance gave them: one training seed gained by it, another lost twice as much.)
+    chance gave them: one training seed gained by it, another lost far more.)
     """
     scales = torch.ones(weight.shape[1])
     for i, entry in enumerate(ENTRIES):
