@@ -6,10 +6,12 @@ Shapes: R observations (R, D); two outputs: skip, evaluate.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from agents.policy import Layers
 from envs.observation import ENTRIES
 from envs.registry import unknown_name
 
@@ -34,7 +36,7 @@ def sharpen(weight: Tensor) -> None:
     Where a sample stands is told by entries that change by 1/N from a grid point to the next, and a schedule
     changes from never to always within a point or two. Networks of unit slope imitate that late, or not at
     all; steeper ones, where they begin, do. (Policy gradients that begin steep settle on whatever schedule
-    chance gave them: one training seed gained by it, another lost twice as much.)
+    chance gave them: one training seed gained by it, another lost far more.)
     """
     scales = torch.ones(weight.shape[1])
     for i, entry in enumerate(ENTRIES):
@@ -58,13 +60,14 @@ def make_network(inputs: int, outputs: int, gain: float) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def start_at(actor: nn.Sequential, nfe: float, num_points: int) -> None:
-    """Let an untrained policy spend ``nfe`` on average on a grid of ``num_points``."""
+def start_at(actor: Layers, nfe: float, num_points: int) -> None:
+    """Let an untrained policy spend ``nfe`` on average on a grid of ``num_points``.
+
+    Where that is little it is cheap to roll out, and built up, not cut down.
+    """
     rate = min(max((nfe - 1) / (num_points - 1), 0.01), 0.99)
-    last = actor[-1]
-    assert isinstance(last, nn.Linear)
     with torch.no_grad():
-        last.bias.copy_(torch.tensor([0.0, math.log(rate / (1 - rate))]))
+        actor[-1][1].copy_(torch.tensor([0.0, math.log(rate / (1 - rate))]))
 
 
 def blind(actor: nn.Sequential, sees: str) -> None:
@@ -83,10 +86,14 @@ def blind(actor: nn.Sequential, sees: str) -> None:
     first.weight.register_hook(lambda gradient: gradient * mask)
 
 
-def layers_of(actor: nn.Sequential) -> list[tuple[Tensor, Tensor]]:
-    """Copies of (weight, bias) of every layer."""
-    linear = [module for module in actor if isinstance(module, nn.Linear)]
-    return [(module.weight.detach().clone(), module.bias.detach().clone()) for module in linear]
+def layers_of(modules: Iterable[nn.Module]) -> Layers:
+    """(weight, bias) of every linear layer: its own, which learn."""
+    return [(module.weight, module.bias) for module in modules if isinstance(module, nn.Linear)]
+
+
+def copied(layers: Layers) -> Layers:
+    """The layers as they are now."""
+    return [(weight.detach().clone(), bias.detach().clone()) for weight, bias in layers]
 
 
 def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

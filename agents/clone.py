@@ -11,29 +11,18 @@ Shapes: R = rows; T = decisions of an episode; D observation entries; E = expert
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from agents.actor import (
-    blind,
-    layers_of,
-    load_optimizer_state,
-    make_network,
-    optimizer_state,
-    sharpen,
-    under,
-)
+from agents.actor import layers_of, make_network, sharpen
 from agents.fixed import FixedSchedule
+from agents.own import OwnLearner
 from agents.planned import Mixture, Oracle, read_plan
-from agents.policy import LearnedPolicy, PolicyInfo
-from agents.start import copy_layers
 from envs.errors import UserError
-from envs.observation import Projection
-from envs.registry import unknown_name
 from envs.sb3 import StepDropVecEnv
 
 Expert = FixedSchedule | Mixture | Oracle
@@ -102,15 +91,13 @@ def _spent(expert: Expert) -> float:
     return sum(map(len, schedules)) / len(schedules)
 
 
-class CloneLearner:
-    """An :class:`agents.sb3.Learner` that imitates.
+class CloneLearner(OwnLearner):
+    """Imitates experts.
 
     Hyperparameters: ``experts`` are files of schedules, mixtures or oracles; neighbours in price blend into
     each other over a share ``blend`` of their bands; a share ``stray`` of the actions is not the expert's.
     """
 
-    output: ClassVar[str] = "softmax"
-    activation: ClassVar[str] = "tanh"
     defaults: ClassVar[Mapping[str, Any]] = {
         "experts": [],
         "learning_rate": 3e-3,
@@ -123,58 +110,23 @@ class CloneLearner:
         "sees": "sample",
     }
 
-    def __init__(
-        self,
-        env: StepDropVecEnv,
-        *,
-        seed: int,
-        hyperparameters: Mapping[str, Any],
-        log: Callable[[dict[str, float], int], None],
-    ) -> None:
-        for name in hyperparameters:
-            if name not in self.defaults:
-                raise unknown_name("hyperparameter", name, self.defaults)
-        self.env = env
-        self.core = env.core
-        self.log = log
-        self.hyperparameters = {**self.defaults, **hyperparameters}
-        h = self.hyperparameters
-        if not h["experts"]:
+    def __init__(self, env: StepDropVecEnv, **others: Any) -> None:
+        super().__init__(env, **others)
+        files = self.hyperparameters["experts"]
+        if not files:
             raise UserError(
                 'cloning needs experts: --hyperparameters "{experts: [FILE, …]}", files that search writes'
             )
-        found = [read_plan(Path(str(path))) for path in h["experts"]]
+        found = [read_plan(Path(str(file))) for file in files]
         self.experts = Experts(found, self.core.walk.grid.times)
-        self.generator = torch.Generator().manual_seed(seed)
-        inputs = self.core.walk.observe(self.core.rows[:0]).shape[1]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.actor_network = make_network(inputs, 2, 0.01)
-        first = self.actor_network[0]
-        assert isinstance(first, nn.Linear)
-        sharpen(first.weight)
-        blind(self.actor_network, str(h["sees"]))
-        self.optimizer = torch.optim.Adam(self.actor_network.parameters(), lr=h["learning_rate"], eps=1e-5)
-        self.num_decisions = 0
-        self.core.reset(seed)
 
-    def start_from(self, policy: LearnedPolicy, seed: int) -> None:
-        """Copy its weights; there is no critic."""
-        actor = [(m.weight, m.bias) for m in self.actor_network if isinstance(m, nn.Linear)]
-        copy_layers(actor, policy.layers)
-        blind(self.actor_network, str(self.hyperparameters["sees"]))
+    def _make_networks(self, inputs: int) -> dict[str, nn.Sequential]:
+        """The actor alone, and steep."""
+        actor = make_network(inputs, 2, 0.01)
+        sharpen(layers_of(actor)[0][0])
+        return {"actor": actor}
 
-    def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:
-        """Learn until ``decisions`` in all; ``go_on`` hears the count before each round and may end it."""
-        h = self.hyperparameters
-        while self.num_decisions < decisions and go_on(self.num_decisions):
-            done = self.num_decisions / decisions
-            rate = h["learning_rate"] * (h["final_rate"] + (1 - h["final_rate"]) * (1 - done))
-            for parameters in self.optimizer.param_groups:
-                parameters["lr"] = rate
-            self.log(self._round() | {"train/learning_rate": rate}, self.num_decisions)
-
-    def _round(self) -> dict[str, float]:
+    def _round(self, left: float) -> dict[str, float]:
         """One rollout of whole episodes, imitated."""
         h = self.hyperparameters
         observations, actions, meant, metrics = self._rollout()
@@ -225,23 +177,3 @@ class CloneLearner:
         loss.backward()
         self.optimizer.step()
         return float(loss.detach())
-
-    def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
-        """What has been learned so far."""
-        return LearnedPolicy(info, layers_of(self.actor_network), projection)
-
-    def state(self) -> dict[str, Tensor]:
-        """All that a resumed run needs."""
-        tensors = {f"actor.{k}": v for k, v in self.actor_network.state_dict().items()}
-        tensors |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer).items()}
-        tensors["generator"] = self.generator.get_state()
-        tensors["num_decisions"] = torch.tensor(self.num_decisions)
-        return tensors | {f"quality.{k}": v for k, v in self.core.learned().items()}
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from :meth:`state`."""
-        self.actor_network.load_state_dict(under(tensors, "actor."))
-        load_optimizer_state(self.optimizer, under(tensors, "optimizer."))
-        self.generator.set_state(tensors["generator"])
-        self.num_decisions = int(tensors["num_decisions"])
-        self.core.load_learned(under(tensors, "quality."))

@@ -10,22 +10,21 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from sb3_contrib import QRDQN, TRPO, RecurrentPPO
-from torch import nn
 
+from agents.actor import copied, layers_of
 from agents.policy import LSTM, Layers, LearnedPolicy, PolicyInfo, RecurrentPolicy
-from agents.sb3 import DQNLearner, OnPolicyLearner, PPOLearner
+from agents.sb3 import BatchLearner, DQNLearner, PPOLearner
 from envs.errors import UserError
 from envs.observation import Projection
-from envs.sb3 import StepDropVecEnv
 
 _QUANTILES = 32
 _MEMORY = 64
 
 
-class TRPOLearner(OnPolicyLearner):
+class TRPOLearner(BatchLearner):
     """Trust region policy optimisation (Schulman et al. 2015): one step per rollout, as far as the KL allows.
 
-    ``learning_rate`` is the critic's alone.
+    ``learning_rate`` and the batches are the critic's alone.
     """
 
     algorithm = TRPO
@@ -38,11 +37,6 @@ class TRPOLearner(OnPolicyLearner):
         "n_critic_updates": 10,
         "initial_nfe": 5.0,
     }
-
-    def settings(self, env: StepDropVecEnv) -> dict[str, Any]:
-        """The critic's batches: four per rollout."""
-        settings = super().settings(env)
-        return settings | {"batch_size": max(2, settings["n_steps"] * env.num_envs // 4)}
 
 
 class QRDQNLearner(DQNLearner):
@@ -61,7 +55,7 @@ class QRDQNLearner(DQNLearner):
         folded into the last weights: exact.
         """
         net = self.model.policy.quantile_net
-        layers = [(m.weight, m.bias) for m in net.quantile_net if isinstance(m, nn.Linear)]
+        layers = layers_of(net.quantile_net)
         weight, bias = layers[-1]  # (Q·2, D), (Q·2,), read by sb3-contrib as (Q, 2)
         shape = (net.n_quantiles, 2)
         return [*layers[:-1], (weight.unflatten(0, shape).mean(0), bias.unflatten(0, shape).mean(0))]
@@ -84,6 +78,6 @@ class RecurrentPPOLearner(PPOLearner):
         return RecurrentPolicy(
             replace(info, memory=lstm.hidden_size),
             [getattr(lstm, f"{name}_l0").detach().clone() for name in LSTM],
-            [(w.detach().clone(), b.detach().clone()) for w, b in self.actor()],
+            copied(self.actor()),
             projection,
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ MIXTURE_SCHEMA = "stepdrop_rl.mixture/1"
 ORACLE_SCHEMA = "stepdrop_rl.oracle/1"
 
 
-class Planned:
+class Planned(ABC):
     """An :class:`agents.base.Agent` whose decisions for an image are made before it begins.
 
     Args:
@@ -43,9 +44,9 @@ class Planned:
         self.times: Tensor | None = times.double()
         self.masks = masks
 
+    @abstractmethod
     def choice(self, images: Tensor, coins: Tensor) -> Tensor:
         """Which schedule each image gets, (R,): by its number or its coin, uniform on [0, 1)."""
-        raise NotImplementedError
 
     def plan(self, images: Tensor, coins: Tensor) -> Tensor:
         """The points that each image evaluates, (R, G) bool."""

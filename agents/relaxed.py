@@ -21,25 +21,15 @@ Shapes: R rows; N points of the grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from agents.actor import (
-    blind,
-    layers_of,
-    load_optimizer_state,
-    make_network,
-    optimizer_state,
-    start_at,
-    under,
-)
-from agents.policy import LearnedPolicy, PolicyInfo
-from agents.start import copy_layers
+from agents.own import OwnLearner
 from envs.errors import UserError
-from envs.observation import Projection, observe_from
+from envs.observation import observe_from
 from envs.protocols import DifferentiableProcess
 from envs.registry import unknown_name
 from envs.sb3 import StepDropVecEnv
@@ -57,18 +47,9 @@ def gate(margin: Tensor, u: Tensor, temperature: float, *, whole: bool) -> Tenso
     return (relaxed.detach() > 0.5).to(relaxed.dtype) + (relaxed - relaxed.detach())
 
 
-class RelaxedLearner:
-    """A :class:`agents.sb3.Learner` of our own.
+class RelaxedLearner(OwnLearner):
+    """Learns by gradients through its gates; the batch's process must be differentiable."""
 
-    Args:
-        env: The batch; its process must be differentiable.
-        seed: Of weights, episodes and gates.
-        hyperparameters: Over ``defaults``.
-        log: Takes each round's learning curves and the number of decisions so far.
-    """
-
-    output: ClassVar[str] = "softmax"
-    activation: ClassVar[str] = "tanh"
     defaults: ClassVar[Mapping[str, Any]] = {
         "learning_rate": 3e-3,
         "final_rate": 0.1,
@@ -83,21 +64,8 @@ class RelaxedLearner:
         "sees": "sample",
     }
 
-    def __init__(
-        self,
-        env: StepDropVecEnv,
-        *,
-        seed: int,
-        hyperparameters: Mapping[str, Any],
-        log: Callable[[dict[str, float], int], None],
-    ) -> None:
-        for name in hyperparameters:
-            if name not in self.defaults:
-                raise unknown_name("hyperparameter", name, self.defaults)
-        self.env = env
-        self.core = env.core
-        self.log = log
-        self.hyperparameters = {**self.defaults, **hyperparameters}
+    def __init__(self, env: StepDropVecEnv, **others: Any) -> None:
+        super().__init__(env, **others)
         h = self.hyperparameters
         if h["gates"] not in GATES:
             raise unknown_name("gates", str(h["gates"]), GATES)
@@ -118,36 +86,11 @@ class RelaxedLearner:
                 "give it gates: straight_through, or solve by ddim"
             )
         self.whole = h["gates"] == "straight_through" or not process.relaxes
-        self.generator = torch.Generator().manual_seed(seed)
-        inputs = self.core.walk.observe(self.core.rows[:0]).shape[1]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.actor_network = make_network(inputs, 2, 0.01)
-        start_at(self.actor_network, h["initial_nfe"], len(self.core.walk.grid))
-        blind(self.actor_network, str(h["sees"]))
-        self.optimizer = torch.optim.Adam(self.actor_network.parameters(), lr=h["learning_rate"], eps=1e-5)
-        self.num_decisions = 0
-        self.core.reset(seed)
 
-    def start_from(self, policy: LearnedPolicy, seed: int) -> None:
-        """Copy its weights; there is no critic."""
-        actor = [(m.weight, m.bias) for m in self.actor_network if isinstance(m, nn.Linear)]
-        copy_layers(actor, policy.layers)
-        blind(self.actor_network, str(self.hyperparameters["sees"]))
-
-    def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:
-        """Learn until ``decisions`` in all; ``go_on`` hears the count before each round and may end it."""
-        h = self.hyperparameters
-        while self.num_decisions < decisions and go_on(self.num_decisions):
-            left = 1 - self.num_decisions / decisions
-            for parameters in self.optimizer.param_groups:
-                parameters["lr"] = h["learning_rate"] * (h["final_rate"] + (1 - h["final_rate"]) * left)
-            temperature = h["final_temperature"] + (h["temperature"] - h["final_temperature"]) * left
-            self.log(self._round(temperature), self.num_decisions)
-
-    def _round(self, temperature: float) -> dict[str, float]:
+    def _round(self, left: float) -> dict[str, float]:
         """One episode of every row, a step of the optimiser for every ``batch_size`` of them."""
         core, h = self.core, self.hyperparameters
+        temperature = h["final_temperature"] + (h["temperature"] - h["final_temperature"]) * left
         words = torch.randint(0, 2**32, (len(core.rows),), generator=self.generator)
         core.seed(core.rows, words.to(core.rows.device))
         core.begin(core.rows)
@@ -156,8 +99,8 @@ class RelaxedLearner:
             reward, spent, entropy, x0 = self._walk(rows, temperature)
             loss = -reward.mean() - h["ent_coef"] * entropy
             self.optimizer.zero_grad()
-            loss.backward(inputs=list(self.actor_network.parameters()))
-            norm = nn.utils.clip_grad_norm_(self.actor_network.parameters(), h["max_grad_norm"])
+            loss.backward(inputs=self.parameters())
+            norm = nn.utils.clip_grad_norm_(self.parameters(), h["max_grad_norm"])
             if not bool(torch.isfinite(norm)):
                 raise UserError("gradients through the sampler are not finite: lower env.num_decisions")
             self.optimizer.step()
@@ -173,7 +116,6 @@ class RelaxedLearner:
             "train/entropy": entropy_mean,
             "train/gradient_norm": norm_mean,
             "train/temperature": temperature,
-            "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
         }
 
     def _walk(self, rows: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -199,23 +141,3 @@ class RelaxedLearner:
             raise UserError("'relaxed' needs a differentiable reward: this one says nothing of its slope")
         reward = quality - core.phi[rows] - price * (gated.nfe - 1)
         return reward, gated.nfe, torch.stack(entropies).mean(), x0
-
-    def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
-        """What has been learned so far."""
-        return LearnedPolicy(info, layers_of(self.actor_network), projection)
-
-    def state(self) -> dict[str, Tensor]:
-        """All that a resumed run needs: weights, optimiser, counter, generator, what rewards have learned."""
-        tensors = {f"actor.{k}": v for k, v in self.actor_network.state_dict().items()}
-        tensors |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer).items()}
-        tensors["generator"] = self.generator.get_state()
-        tensors["num_decisions"] = torch.tensor(self.num_decisions)
-        return tensors | {f"quality.{k}": v for k, v in self.core.learned().items()}
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from :meth:`state`."""
-        self.actor_network.load_state_dict(under(tensors, "actor."))
-        load_optimizer_state(self.optimizer, under(tensors, "optimizer."))
-        self.generator.set_state(tensors["generator"])
-        self.num_decisions = int(tensors["num_decisions"])
-        self.core.load_learned(under(tensors, "quality."))

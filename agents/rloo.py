@@ -10,26 +10,17 @@ Shapes: R = rows, G to a group; T = decisions of an episode; D observation entri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from agents.actor import (
-    blind,
-    layers_of,
-    load_optimizer_state,
-    make_network,
-    optimizer_state,
-    start_at,
-    under,
-)
-from agents.policy import LearnedPolicy, PolicyInfo
-from agents.start import copy_layers, fit_critic
+from agents.actor import make_network
+from agents.own import OwnLearner
+from agents.policy import LearnedPolicy
+from agents.start import fit_critic
 from envs.errors import UserError
-from envs.observation import Projection
-from envs.registry import unknown_name
 from envs.sb3 import StepDropVecEnv
 
 
@@ -54,18 +45,9 @@ def advantages(rewards: Tensor, values: Tensor, trace: float) -> Tensor:
     return found
 
 
-class RLOOLearner:
-    """A :class:`agents.sb3.Learner` of our own.
+class RLOOLearner(OwnLearner):
+    """Learns from groups of ``group`` siblings, with a critic."""
 
-    Args:
-        env: The batch.
-        seed: Of weights, episodes and actions.
-        hyperparameters: Over ``defaults``.
-        log: Takes each round's learning curves and the number of decisions so far.
-    """
-
-    output: ClassVar[str] = "softmax"
-    activation: ClassVar[str] = "tanh"
     defaults: ClassVar[Mapping[str, Any]] = {
         "learning_rate": 1e-3,
         "final_rate": 0.1,
@@ -80,42 +62,24 @@ class RLOOLearner:
         "sees": "sample",
     }
 
-    def __init__(
-        self,
-        env: StepDropVecEnv,
-        *,
-        seed: int,
-        hyperparameters: Mapping[str, Any],
-        log: Callable[[dict[str, float], int], None],
-    ) -> None:
-        for name in hyperparameters:
-            if name not in self.defaults:
-                raise unknown_name("hyperparameter", name, self.defaults)
-        self.env = env
-        self.core = env.core
-        self.log = log
-        self.hyperparameters = {**self.defaults, **hyperparameters}
-        h = self.hyperparameters
-        if env.num_envs % int(h["group"]):
-            raise UserError(f"num_envs ({env.num_envs}) must be a multiple of the group ({h['group']})")
-        self.generator = torch.Generator().manual_seed(seed)
-        inputs = self.core.walk.observe(self.core.rows[:0]).shape[1]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.actor_network = make_network(inputs, 2, 0.01)
-            self.critic = make_network(inputs, 1, 1.0)
-        start_at(self.actor_network, h["initial_nfe"], len(self.core.walk.grid))
-        blind(self.actor_network, str(h["sees"]))
-        parameters = [*self.actor_network.parameters(), *self.critic.parameters()]
-        self.optimizer = torch.optim.Adam(parameters, lr=h["learning_rate"], eps=1e-5)
-        self.num_decisions = 0
-        self.core.reset(seed)
+    def __init__(self, env: StepDropVecEnv, **others: Any) -> None:
+        super().__init__(env, **others)
+        group = self.hyperparameters["group"]
+        if env.num_envs % int(group):
+            raise UserError(f"num_envs ({env.num_envs}) must be a multiple of the group ({group})")
+
+    def _make_networks(self, inputs: int) -> dict[str, nn.Sequential]:
+        """Actor and critic."""
+        return super()._make_networks(inputs) | {"critic": make_network(inputs, 1, 1.0)}
+
+    @property
+    def critic(self) -> nn.Sequential:
+        """From observations to what is yet to be earned."""
+        return self.networks["critic"]
 
     def start_from(self, policy: LearnedPolicy, seed: int) -> None:
         """The actor gets its weights, the critic learns what they earn."""
-        actor = [(m.weight, m.bias) for m in self.actor_network if isinstance(m, nn.Linear)]
-        copy_layers(actor, policy.layers)
-        blind(self.actor_network, str(self.hyperparameters["sees"]))
+        super().start_from(policy, seed)
         fit_critic(
             lambda seen: self.critic(seen).squeeze(-1),
             list(self.critic.parameters()),
@@ -125,17 +89,7 @@ class RLOOLearner:
         )
         self.core.reset(seed)
 
-    def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:
-        """Learn until ``decisions`` in all; ``go_on`` hears the count before each round and may end it."""
-        h = self.hyperparameters
-        while self.num_decisions < decisions and go_on(self.num_decisions):
-            done = self.num_decisions / decisions
-            rate = h["learning_rate"] * (h["final_rate"] + (1 - h["final_rate"]) * (1 - done))
-            for parameters in self.optimizer.param_groups:
-                parameters["lr"] = rate
-            self.log(self._round(), self.num_decisions)
-
-    def _round(self) -> dict[str, float]:
+    def _round(self, left: float) -> dict[str, float]:
         """One rollout of whole episodes and the update that it allows."""
         observations, actions, rewards, chosen = self._rollout()
         h = self.hyperparameters
@@ -162,7 +116,6 @@ class RLOOLearner:
             "train/entropy": entropy,
             "train/approx_kl": moved,
             "train/explained_variance": 1 - float((targets - values.flatten()).var() / targets.var()),
-            "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
         }
 
     @torch.no_grad()
@@ -200,9 +153,7 @@ class RLOOLearner:
         loss = policy_loss + 0.5 * value_loss - h["ent_coef"] * entropy
         self.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(
-            [*self.actor_network.parameters(), *self.critic.parameters()], h["max_grad_norm"]
-        )
+        nn.utils.clip_grad_norm_(self.parameters(), h["max_grad_norm"])
         self.optimizer.step()
         moved = (ratio - 1 - (now - before)).mean()
         return (
@@ -211,25 +162,3 @@ class RLOOLearner:
             float(entropy.detach()),
             float(moved.detach()),
         )
-
-    def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
-        """What has been learned so far."""
-        return LearnedPolicy(info, layers_of(self.actor_network), projection)
-
-    def state(self) -> dict[str, Tensor]:
-        """All that a resumed run needs: weights, optimiser, counter, generator, what rewards have learned."""
-        tensors = {f"actor.{k}": v for k, v in self.actor_network.state_dict().items()}
-        tensors |= {f"critic.{k}": v for k, v in self.critic.state_dict().items()}
-        tensors |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer).items()}
-        tensors["generator"] = self.generator.get_state()
-        tensors["num_decisions"] = torch.tensor(self.num_decisions)
-        return tensors | {f"quality.{k}": v for k, v in self.core.learned().items()}
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from :meth:`state`."""
-        self.actor_network.load_state_dict(under(tensors, "actor."))
-        self.critic.load_state_dict(under(tensors, "critic."))
-        load_optimizer_state(self.optimizer, under(tensors, "optimizer."))
-        self.generator.set_state(tensors["generator"])
-        self.num_decisions = int(tensors["num_decisions"])
-        self.core.load_learned(under(tensors, "quality."))

@@ -7,7 +7,6 @@ the price is the only reason to stop. What is learned leaves as :class:`agents.p
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -18,8 +17,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from torch import Tensor, nn
+from torch import Tensor
 
+from agents.actor import copied, layers_of, load_optimizer_state, optimizer_state, start_at, under
+from agents.decay import LinearDecay
 from agents.policy import Layers, LearnedPolicy, PolicyInfo
 from agents.start import copy_layers, fit_critic
 from envs.errors import UserError
@@ -61,17 +62,6 @@ class _BetweenRollouts(BaseCallback):  # type: ignore[misc]
 
     def _on_step(self) -> bool:
         return True
-
-
-class LinearDecay:
-    """A learning rate that falls linearly over the declared run, from ``start`` to ``final``·start."""
-
-    def __init__(self, start: float, final: float) -> None:
-        self.start = start
-        self.final = final
-
-    def __call__(self, progress_remaining: float) -> float:
-        return self.start * (self.final + (1 - self.final) * progress_remaining)
 
 
 class Learner:
@@ -127,16 +117,8 @@ class Learner:
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"hyperparameters do not fit {self.algorithm.__name__}: {reason}") from None
         if initial_nfe is not None:
-            self._start_at(initial_nfe)
+            start_at(self.actor(), initial_nfe, len(env.core.walk.grid))
         self.model.set_logger(Logger(folder=None, output_formats=[_Dump(log)]))
-
-    def _start_at(self, nfe: float) -> None:
-        """Let the untrained policy spend ``nfe`` on average: cheap to roll out, built up and not cut down."""
-        others = len(self.env.core.walk.grid) - 1
-        rate = min(max((nfe - 1) / others, 0.01), 0.99)
-        with torch.no_grad():
-            bias = self.actor()[-1][1]
-            bias.copy_(torch.tensor([0.0, math.log(rate / (1 - rate))]))
 
     @property
     def num_decisions(self) -> int:
@@ -167,22 +149,17 @@ class Learner:
     def actor(self) -> Layers:
         """(weight, bias) of every layer from the observation to skip/evaluate."""
         policy = self.model.policy
-        modules = [*policy.mlp_extractor.policy_net, policy.action_net]
-        return [(m.weight, m.bias) for m in modules if isinstance(m, nn.Linear)]
+        return layers_of([*policy.mlp_extractor.policy_net, policy.action_net])
 
     def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
         """What has been learned so far."""
-        return LearnedPolicy(
-            info, [(w.detach().clone(), b.detach().clone()) for w, b in self.actor()], projection
-        )
+        return LearnedPolicy(info, copied(self.actor()), projection)
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs: weights, optimiser, counters, generators, episodes."""
         model = self.model
         tensors = {f"policy.{k}": v for k, v in model.policy.state_dict().items()}
-        for i, entry in model.policy.optimizer.state_dict()["state"].items():
-            for key, value in entry.items():
-                tensors[f"optimizer.{i}.{key}"] = torch.as_tensor(value)
+        tensors |= {f"optimizer.{k}": v for k, v in optimizer_state(model.policy.optimizer).items()}
         legacy: Any = np.random.get_state()
         tensors["generator.torch"] = torch.get_rng_state()
         tensors["generator.numpy"] = torch.from_numpy(legacy[1].astype(np.int64))
@@ -194,30 +171,21 @@ class Learner:
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`, at the start of an episode in every row."""
         model = self.model
-        model.policy.load_state_dict(_part(tensors, "policy."))
-        optimizer: dict[int, dict[str, Tensor]] = {}
-        for name, value in _part(tensors, "optimizer.").items():
-            index, _, key = name.partition(".")
-            optimizer.setdefault(int(index), {})[key] = value
-        full = model.policy.optimizer.state_dict()
-        model.policy.optimizer.load_state_dict({**full, "state": optimizer})
+        model.policy.load_state_dict(under(tensors, "policy."))
+        load_optimizer_state(model.policy.optimizer, under(tensors, "optimizer."))
         model.num_timesteps = int(tensors["num_timesteps"])
         if isinstance(
             model, OffPolicyAlgorithm
         ):  # its memory was not kept: it fills again before it is learned from
             model.learning_starts += model.num_timesteps
         model._n_updates = int(tensors["n_updates"])
-        self.env.resume(_part(tensors, "core."))
+        self.env.resume(under(tensors, "core."))
         model._last_obs = None  # learn() resets the environment, which begins the saved episodes
         model._setup_learn(0, None, False)
         torch.set_rng_state(tensors["generator.torch"])
         numbers = tensors["generator.numpy"].numpy().astype(np.uint32)
         position = int(tensors["generator.numpy_position"])
         np.random.set_state(("MT19937", numbers, position, 0, 0.0))
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 class OnPolicyLearner(Learner):
@@ -246,7 +214,16 @@ class OnPolicyLearner(Learner):
         )
 
 
-class PPOLearner(OnPolicyLearner):
+class BatchLearner(OnPolicyLearner):
+    """Learns from a rollout in batches."""
+
+    def settings(self, env: StepDropVecEnv) -> dict[str, Any]:
+        """Four batches per rollout."""
+        settings = super().settings(env)
+        return settings | {"batch_size": max(2, settings["n_steps"] * env.num_envs // 4)}
+
+
+class PPOLearner(BatchLearner):
     """Proximal policy optimisation (Schulman et al. 2017)."""
 
     algorithm = PPO
@@ -259,11 +236,6 @@ class PPOLearner(OnPolicyLearner):
         "clip_range": 0.2,
         "initial_nfe": 5.0,
     }
-
-    def settings(self, env: StepDropVecEnv) -> dict[str, Any]:
-        """Four batches per rollout."""
-        settings = super().settings(env)
-        return settings | {"batch_size": max(2, settings["n_steps"] * env.num_envs // 4)}
 
 
 class A2CLearner(OnPolicyLearner):
@@ -301,4 +273,4 @@ class DQNLearner(Learner):
 
     def actor(self) -> Layers:
         """The layers of the action values."""
-        return [(m.weight, m.bias) for m in self.model.q_net.q_net if isinstance(m, nn.Linear)]
+        return layers_of(self.model.q_net.q_net)

@@ -12,8 +12,8 @@ from stepdrop_rl.comparison import Outcome
 from stepdrop_rl.config import BenchmarkConfig, EvaluateConfig, TrainPolicyConfig
 from stepdrop_rl.evaluate import compare
 from stepdrop_rl.metrics import block_mean, distance_name
+from stepdrop_rl.policy_training import STATE
 from stepdrop_rl.runs import run_folder
-from stepdrop_rl.train_policy import STATE
 from stepdrop_rl.train_policy import run as train
 
 

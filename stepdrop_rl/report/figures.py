@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 
 mpl.use("Agg")  # no window, on any machine
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
@@ -141,58 +142,73 @@ def study_curves(study: Study, solver: str) -> Figure:
     return figure
 
 
+class _Strip(NamedTuple):
+    """How often each time of a grid is evaluated.
+
+    Args:
+        name: What stands beside it.
+        times: (N,) the grid.
+        rates: (N,) share of the images that are evaluated there.
+        colour: Of its bars.
+    """
+
+    name: str
+    times: Sequence[float]
+    rates: Sequence[float]
+    colour: str
+
+
+def _strips(strips: Sequence[_Strip], height: float, title: str) -> Figure:
+    """One strip below the other, ``height`` inches each, time running as sampling does: to the image."""
+    start = max(max(strip.times) for strip in strips)
+    with plt.rc_context(_STYLE | {"axes.grid": False}):
+        figure, panels = plt.subplots(
+            len(strips),
+            1,
+            figsize=(6.8, 0.6 + height * len(strips)),
+            sharex=True,
+            layout="constrained",
+            squeeze=False,
+        )
+        for axes, strip in zip(panels[:, 0], strips, strict=True):
+            axes.bar(strip.times, strip.rates, width=start / 64, color=strip.colour)
+            axes.set_ylim(0, 1)
+            axes.set_yticks([0, 1])
+            axes.set_xlim(start * 1.02, -start * 0.02)
+            _name_beside(axes, strip.name)
+        panels[0, 0].set_title(title, loc="left", fontsize=10)
+        panels[-1, 0].set_xlabel("diffusion time t")
+    return figure
+
+
+def _name_beside(axes: Axes, name: str) -> None:
+    axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+
+
 def rates_by_budget(study: Study, solver: str) -> Figure | None:
     """Which timesteps a policy evaluates: a strip per policy and budget; None where there is no policy."""
     learned = [e for e in study.entries if e.solver == solver and e.name in study.config.policies]
     if not learned:
         return None
-    with plt.rc_context(_STYLE | {"axes.grid": False}):
-        figure, panels = plt.subplots(
-            len(learned),
-            1,
-            figsize=(6.8, 0.6 + 0.6 * len(learned)),
-            sharex=True,
-            layout="constrained",
-            squeeze=False,
-        )
-        for axes, entry in zip(panels[:, 0], learned, strict=True):
-            first = entry.results[0]
-            axes.bar(first["times"], first["rates"], width=max(first["times"]) / 64, color=_LEARNED)
-            axes.set_ylim(0, 1)
-            axes.set_yticks([0, 1])
-            axes.set_xlim(max(first["times"]) * 1.02, -max(first["times"]) * 0.02)
-            axes.set_ylabel(f"{entry.name}\n{entry.nfe:g}", rotation=0, ha="right", va="center", fontsize=9)
-        panels[0, 0].set_title("share of images evaluated at each timestep (seed 0)", loc="left", fontsize=10)
-        panels[-1, 0].set_xlabel("diffusion time t")
-    return figure
+    strips = []
+    for entry in learned:
+        first = entry.results[0]
+        strips.append(_Strip(f"{entry.name}\n{entry.nfe:g}", first["times"], first["rates"], _LEARNED))
+    return _strips(strips, 0.6, "share of images evaluated at each timestep (seed 0)")
 
 
 def evaluation_rates(outcomes: Sequence[Outcome]) -> Figure:
-    """How often each grid point is evaluated: one strip per contender, time running from noise to image."""
-    with plt.rc_context(_STYLE | {"axes.grid": False}):
-        figure, panels = plt.subplots(
-            len(outcomes),
-            1,
-            figsize=(6.8, 0.6 + 0.8 * len(outcomes)),
-            sharex=True,
-            layout="constrained",
-            squeeze=False,
+    """How often each grid point is evaluated: one strip per contender."""
+    strips = [
+        _Strip(
+            f"{outcome.name}\n{outcome.nfe_mean:.1f}",
+            outcome.samples.times.tolist(),
+            outcome.samples.evaluated.float().mean(0).tolist(),
+            colour(outcome.name),
         )
-        start = max(float(o.samples.times[0]) for o in outcomes)
-        for axes, outcome in zip(panels[:, 0], outcomes, strict=True):
-            times = outcome.samples.times
-            rates = outcome.samples.evaluated.float().mean(0)
-            width = start / 64
-            axes.bar(times, rates, width=width, color=colour(outcome.name))
-            axes.set_ylim(0, 1)
-            axes.set_yticks([0, 1])
-            axes.set_xlim(start * 1.02, -start * 0.02)  # as sampling runs: from noise to image
-            axes.set_ylabel(
-                f"{outcome.name}\n{outcome.nfe_mean:.1f}", rotation=0, ha="right", va="center", fontsize=9
-            )
-        panels[0, 0].set_title("share of images evaluated at each timestep", loc="left", fontsize=10)
-        panels[-1, 0].set_xlabel("diffusion time t")
-    return figure
+        for outcome in outcomes
+    ]
+    return _strips(strips, 0.8, "share of images evaluated at each timestep")
 
 
 def samples_side_by_side(outcomes: Sequence[Outcome], count: int = 12) -> Figure:
@@ -211,7 +227,5 @@ def samples_side_by_side(outcomes: Sequence[Outcome], count: int = 12) -> Figure
             axes.set_yticks([])
             for spine in axes.spines.values():
                 spine.set_visible(False)
-            axes.set_ylabel(
-                f"{outcome.name}\n{outcome.nfe_mean:.1f}", rotation=0, ha="right", va="center", fontsize=9
-            )
+            _name_beside(axes, f"{outcome.name}\n{outcome.nfe_mean:.1f}")
     return figure

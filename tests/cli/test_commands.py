@@ -1,6 +1,5 @@
 """The commands, end to end and for real, in small sizes."""
 
-import importlib
 import json
 import signal
 import subprocess
@@ -14,6 +13,8 @@ import torch
 from stepdrop_rl.interrupt import StopRequest
 from stepdrop_rl.models.unet import load_model
 from stepdrop_rl.weights import load_tensors, read_json
+
+from .conftest import call
 
 TINY_ENV = ["--env.bank-size", "64", "--env.teacher-steps", "8", "--env.num-decisions", "6"]
 TINY_POLICY = [
@@ -48,14 +49,7 @@ RECORD_FIELDS = {
 }
 
 
-def call(name, *argv):
-    return importlib.import_module(f"stepdrop_rl.{name}").main([str(a) for a in argv])
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("STEPDROP_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def equal_tensors(a, b):

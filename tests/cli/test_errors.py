@@ -1,6 +1,5 @@
 """What a person gets wrong: one line on stderr, exit code 2, nothing half-written."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -11,13 +10,11 @@ import pytest
 from stepdrop_rl.cli import COMMANDS
 from stepdrop_rl.models.unet import PRETRAINED
 
+from .conftest import call
+
 QUICK = ["--tracking", "none"]
 SHIPPED = str(PRETRAINED / "digits" / "policies" / "ppo")
 NO_ATTENTION = "[false,false,false,false,false]"
-
-
-def call(name, *argv):
-    return importlib.import_module(f"stepdrop_rl.{name}").main(list(argv))
 
 
 def fails_with_one_line(capsys, name, *argv):
@@ -29,9 +26,8 @@ def fails_with_one_line(capsys, name, *argv):
 
 
 @pytest.fixture(autouse=True)
-def empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
+def nothing_half_written(empty_folder, tmp_path):
+    yield
     assert not list(tmp_path.rglob("*.tmp"))
 
 

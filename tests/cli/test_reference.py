@@ -1,7 +1,5 @@
 """A kept reference stands for the data set it was made of."""
 
-import importlib
-
 import pytest
 import torch
 
@@ -10,14 +8,12 @@ from stepdrop_rl.data import load, to_float
 from stepdrop_rl.metrics import load_extractor, load_reference, measure, reference
 from stepdrop_rl.metrics.reference import gather, read_reference
 
-
-def call(*argv):
-    return importlib.import_module("stepdrop_rl.reference").main(list(argv))
+from .conftest import call
 
 
 def test_judging_by_a_kept_reference_needs_no_data(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "digits" / "references"
-    assert call("--metrics.extractor", "judge", "--output", str(folder)) == 0
+    assert call("reference", "--metrics.extractor", "judge", "--output", str(folder)) == 0
     assert "599 images of digits, judge split" in capsys.readouterr().out
     extractor, computed = load_reference(DataConfig(), "judge")
     kept = read_reference(folder, extractor)
@@ -36,7 +32,7 @@ def test_judging_by_a_kept_reference_needs_no_data(tmp_path, capsys, monkeypatch
 
 
 def test_a_reference_of_other_weights_is_not_used(tmp_path):
-    assert call("--metrics.extractor", "judge", "--output", str(tmp_path)) == 0
+    assert call("reference", "--metrics.extractor", "judge", "--output", str(tmp_path)) == 0
     other = load_extractor("judge")
     with torch.no_grad():
         other.head.bias += 1
@@ -47,6 +43,6 @@ def test_a_reference_of_other_weights_is_not_used(tmp_path):
 def test_only_the_first_features_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "REFERENCE_FEATURES", 100)
     monkeypatch.setattr(reference, "_references", {})
-    assert call("--metrics.extractor", "judge", "--output", str(tmp_path)) == 0
+    assert call("reference", "--metrics.extractor", "judge", "--output", str(tmp_path)) == 0
     kept = read_reference(tmp_path, load_extractor("judge"))
     assert (len(kept.features), kept.num_images) == (100, 599)

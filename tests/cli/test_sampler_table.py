@@ -1,7 +1,5 @@
 """The table of samplers, and diffusers' own beside ours."""
 
-import importlib
-
 import pytest
 import torch
 
@@ -13,9 +11,7 @@ from stepdrop_rl.models.unet import load_model
 from stepdrop_rl.solvers import SOLVERS
 from stepdrop_rl.weights import read_json
 
-
-def call(*argv):
-    return importlib.import_module("stepdrop_rl.sampler_table").main(list(argv))
+from .conftest import call
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +43,7 @@ def test_the_table_has_every_cell(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     argv = ["--solvers", "[ddim, multistep]", "--schedules", "[uniform, log_snr]", "--nfe", "[2, 4]"]
     argv += ["--num-samples", "32", "--tracking", "offline", "--json", "t.json", "--figure", "t.png"]
-    assert call(*argv, "--report", "t.md") == 0
+    assert call("sampler_table", *argv, "--report", "t.md") == 0
     rows = read_json("t.json")["rows"]
     assert len(rows) == (2 * 2 + len(SAMPLERS)) * 2
     assert all(row["fd_digits_judge"] > 0 for row in rows)
@@ -55,5 +51,5 @@ def test_the_table_has_every_cell(tmp_path, monkeypatch, capsys):
     assert text in capsys.readouterr().out
     assert text.count("**") == 4  # the best of each column
     assert (tmp_path / "t.png").stat().st_size > 1000
-    assert call("--solvers", "[dim]") == 2
-    assert call("--schedules", "[log_snrr]") == 2
+    assert call("sampler_table", "--solvers", "[dim]") == 2
+    assert call("sampler_table", "--schedules", "[log_snrr]") == 2

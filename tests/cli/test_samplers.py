@@ -1,6 +1,5 @@
 """Solver references and clipping on the command line: taken everywhere, recorded, refused in one line."""
 
-import importlib
 import json
 from pathlib import Path
 
@@ -10,16 +9,16 @@ import torch
 from stepdrop_rl.interrupt import StopRequest
 from stepdrop_rl.weights import load_tensors, read_json
 
+from .conftest import call
+
 QUICK = ["--tracking", "none", "--data.name", "digits"]
 
 
-def call(name, *argv):
-    return importlib.import_module(f"stepdrop_rl.{name}").main([*argv, *QUICK])
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def quick(name, *argv):
+    return call(name, *argv, *QUICK)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +31,7 @@ def empty_folder(tmp_path, monkeypatch):
 )
 def test_samples_record_solver_and_clipping(policy, solver, clip):
     argv = ["--policy", policy, "--solver", solver, "--clip", clip, "--target-nfe", "4", "--num-samples", "8"]
-    assert call("sample", *argv, "--json", "sample.json") == 0
+    assert quick("sample", *argv, "--json", "sample.json") == 0
     record = json.loads(Path("sample.json").read_text())
     assert (record["policy"], record["solver"], record["clip"]) == (policy, solver, clip)
     assert record["nfe_mean"] == 4
@@ -40,12 +39,12 @@ def test_samples_record_solver_and_clipping(policy, solver, clip):
 
 def test_a_search_and_its_schedule_carry_the_reference(capsys):
     argv = ["--method", "xue", "--nfe", "4", "--solver", "ddim:eta=0.3"]
-    assert call("search", *argv) == 0
+    assert quick("search", *argv) == 0
     path = Path("runs/digits/schedules/xue-ddim-eta=0.3-4.json")
     assert json.loads(path.read_text())["solver"] == "ddim:eta=0.3"
-    assert call("sample", "--policy", str(path), "--num-samples", "4", "--json", "s.json") == 0
+    assert quick("sample", "--policy", str(path), "--num-samples", "4", "--json", "s.json") == 0
     assert json.loads(Path("s.json").read_text())["solver"] == "ddim:eta=0.3"
-    assert call("sample", "--policy", str(path), "--solver", "ddim", "--num-samples", "4") == 2
+    assert quick("sample", "--policy", str(path), "--solver", "ddim", "--num-samples", "4") == 2
     assert "made for solver 'ddim:eta=0.3'" in capsys.readouterr().err
 
 
@@ -63,7 +62,7 @@ def test_a_search_and_its_schedule_carry_the_reference(capsys):
     ],
 )
 def test_what_is_refused_ends_with_one_line_and_exit_code_2(capsys, name, argv, says):
-    assert call(name, *argv) == 2
+    assert quick(name, *argv) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith(f"{name}: ")
     assert "\n" not in error
@@ -79,28 +78,28 @@ TINY = [
 @pytest.mark.parametrize("solver", ["ddim:eta=0.2", "multistep"])
 def test_a_relaxed_policy_is_learned_resumed_and_drawn_with(solver, monkeypatch):
     argv = [*TINY, "--env.solver", solver, "--env.num-features", "2", "--hyperparameters", "{batch_size: 8}"]
-    assert call("train_policy", *argv, "--output", "whole") == 0
+    assert quick("train_policy", *argv, "--output", "whole") == 0
     info = json.loads(Path("whole/policy.json").read_text())
     assert (info["algo"], info["solver"]) == ("relaxed", solver)
     looks = iter([False, False, True])
     with monkeypatch.context() as patch:
         patch.setattr(StopRequest, "__bool__", lambda self: next(looks))
-        assert call("train_policy", *argv, "--output", "parts") == 0
+        assert quick("train_policy", *argv, "--output", "parts") == 0
     assert read_json(Path("parts/state.json"))["history"][-1]["decisions"] == 160
-    assert call("train_policy", *argv, "--output", "parts", "--resume") == 0
+    assert quick("train_policy", *argv, "--output", "parts", "--resume") == 0
     whole, parts = (load_tensors(Path(folder, "state.safetensors")) for folder in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     argv = ["--policy", "whole", "--num-samples", "64", "--price", "0.02", "--json", "e.json"]
     argv += ["--baselines", "[target_stochastic]", "--blocks", "2", "--curve", "[]", "--tuned", "false"]
-    assert call("evaluate", *argv, "--teacher", "false", "--clip", "dynamic") == 0
+    assert quick("evaluate", *argv, "--teacher", "false", "--clip", "dynamic") == 0
     records = json.loads(Path("e.json").read_text())["records"]
     assert [record["policy"] for record in records] == ["relaxed", "target_stochastic"]
     assert {(record["solver"], record["clip"]) for record in records} == {(solver, "dynamic")}
 
 
 def test_relaxed_gates_need_a_solver_of_order_1(capsys):
-    assert call("train_policy", *TINY, "--hyperparameters", "{gates: relaxed}") == 2
+    assert quick("train_policy", *TINY, "--hyperparameters", "{gates: relaxed}") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("train_policy: ")
     assert "solve by ddim" in error

@@ -1,21 +1,13 @@
 """``python -m stepdrop_rl.search`` writes schedules that the other commands run."""
 
-import importlib
-
 import pytest
 
 from agents.search import blackbox, mixture, oss
 from stepdrop_rl.weights import read_json, write_json
 
+from .conftest import call
 
-def call(name, *argv):
-    return importlib.import_module(f"stepdrop_rl.{name}").main([str(a) for a in argv])
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("STEPDROP_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_a_found_schedule_is_evaluated_unrounded(capsys, monkeypatch):

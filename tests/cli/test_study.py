@@ -1,12 +1,13 @@
 """``python -m stepdrop_rl.study``: a small one from end to end, what it says and what it refuses."""
 
-import importlib
 import re
 
 import pytest
 
 from agents.search import blackbox, mixture
 from stepdrop_rl.weights import read_json, write_json
+
+from .conftest import call
 
 PLAN = {"schema": "stepdrop_rl.schedule/1", "solver": "multistep"}
 SMALL = {
@@ -39,14 +40,8 @@ SMALL = {
 }
 
 
-def call(name, *argv):
-    return importlib.import_module(f"stepdrop_rl.{name}").main([str(a) for a in argv])
-
-
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("STEPDROP_CACHE", str(tmp_path / "cache"))
+def small_searches(own_cache, monkeypatch):
     monkeypatch.setattr(blackbox, "NUM_IMAGES", 64)
     for key, value in {"CANDIDATES": 8, "BEST": 2, "NUM_IMAGES": 256}.items():
         monkeypatch.setattr(mixture, key, value)

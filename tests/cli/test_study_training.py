@@ -1,7 +1,5 @@
 """Ways of training compared, for real, in small sizes; cut and gone on with."""
 
-import importlib
-
 import pytest
 import torch
 
@@ -11,6 +9,8 @@ from stepdrop_rl.losses import s2dm_weight_and_scale
 from stepdrop_rl.models.scaled import ScaledDenoiser
 from stepdrop_rl.models.unet import load_model
 from stepdrop_rl.weights import load_tensors, read_json
+
+from .conftest import call
 
 TRAINING = """
 train_diffusion:
@@ -30,22 +30,20 @@ study_training:
 """
 
 
-def call(*argv):
-    return importlib.import_module("stepdrop_rl.study_training").main(["--config", "study.yaml", *argv])
+def study(*argv):
+    return call("study_training", "--config", "study.yaml", *argv)
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("STEPDROP_CACHE", str(tmp_path / "cache"))
+def settings(own_cache, tmp_path):
     (tmp_path / "study.yaml").write_text(TRAINING, encoding="utf-8")
 
 
 def test_a_study_trains_judges_and_goes_on_where_it_was_cut(tmp_path, capsys):
-    assert call("--max-minutes", "0") == 0  # nothing is begun
+    assert study("--max-minutes", "0") == 0  # nothing is begun
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("result.json"))
-    assert call("--seeds", "[0]", "--json", "one.json") == 0
-    assert call("--json", "both.json", "--report", "report.md") == 0
+    assert study("--seeds", "[0]", "--json", "one.json") == 0
+    assert study("--json", "both.json", "--report", "report.md") == 0
     out = capsys.readouterr().out
     one, both = (read_json(tmp_path / name)["results"] for name in ("one.json", "both.json"))
     assert list(both) == ["plain", "S²-DM, 2", "plain, b"]

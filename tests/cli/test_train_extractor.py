@@ -23,9 +23,7 @@ def _train(*arguments: str) -> int:
     return command(TrainExtractorConfig, run, "train_extractor", [*quick, *arguments])
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def test_it_trains_saves_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,14 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from stepdrop_rl.config import UNetConfig
 from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.models.captured import Captured, Output, Replay, padded_size
 from stepdrop_rl.models.denoiser import NetworkDenoiser
-from stepdrop_rl.models.unet import make_network
 
-SHAPE = (1, 8, 8)
-UNET = UNetConfig(channels=[8, 16], attention=[False, True], head_dim=8)
+from .conftest import SHAPE, denoiser_of, network
 
 
 class Tape:
@@ -39,9 +36,7 @@ class Tape:
 
 @pytest.fixture(scope="module")
 def plain() -> NetworkDenoiser:
-    torch.manual_seed(0)
-    network = make_network(UNET, SHAPE).eval().requires_grad_(False)
-    return NetworkDenoiser(network, NoiseSchedule("cosine", 1000), prediction="v_prediction", shape=SHAPE)
+    return denoiser_of(network(), "v_prediction")
 
 
 def batch(rows: int) -> tuple[Tensor, Tensor]:
@@ -102,11 +97,9 @@ def test_what_cannot_be_recorded_is_called(plain: NetworkDenoiser) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 def test_cuda_graphs_say_what_the_network_says(autocast: torch.dtype | None) -> None:
-    torch.manual_seed(0)
-    network = make_network(UNET, SHAPE).cuda().eval().requires_grad_(False)
     plain, captured = (
         NetworkDenoiser(
-            network,
+            network().cuda(),
             NoiseSchedule("cosine", 1000, "cuda"),
             prediction="epsilon",
             shape=SHAPE,

@@ -17,14 +17,12 @@ from stepdrop_rl.diffusion import (
     to_epsilon,
 )
 
+from .conftest import exact
+
 T = 1000
 DIFFUSERS_NAME = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 
 every_schedule = pytest.mark.parametrize("name", sorted(SCHEDULES))
-
-
-def exact(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", sorted(DIFFUSERS_NAME))

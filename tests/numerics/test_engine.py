@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents import BASELINES
 from agents.base import Agent, Budget
@@ -15,32 +15,20 @@ from envs.errors import UserError
 from envs.mdp import Trajectories
 from envs.observation import ENTRIES
 from envs.philox import Role, Stream, normal, uniform
-from stepdrop_rl.config import UNetConfig
 from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.engine import Engine, Samples
 from stepdrop_rl.models.analytic import GaussianMixture
-from stepdrop_rl.models.denoiser import Denoiser, NetworkDenoiser
-from stepdrop_rl.models.unet import make_network
+from stepdrop_rl.models.denoiser import Denoiser
 from stepdrop_rl.process import DiffusionProcess
 from stepdrop_rl.solvers import SOLVERS
 
-SHAPE = (1, 8, 8)
+from .conftest import denoiser_of, exact, network
+
 T_START, T_END = 930.0, 15.5
 GRID = torch.linspace(T_START, T_END, 10, dtype=torch.float64)
 SEED = 77
 
 every_solver = pytest.mark.parametrize("solver", sorted(SOLVERS))
-
-
-def unet() -> nn.Module:
-    torch.manual_seed(0)
-    tiny = UNetConfig(channels=[8, 16], attention=[False, True], head_dim=8)
-    return make_network(tiny, SHAPE).eval().requires_grad_(False)
-
-
-def network(pad_to: int | None = None) -> NetworkDenoiser:
-    schedule = NoiseSchedule("cosine", 1000)
-    return NetworkDenoiser(unet(), schedule, prediction="epsilon", shape=SHAPE, pad_to=pad_to)
 
 
 def mixture() -> GaussianMixture:
@@ -55,10 +43,6 @@ def engine(denoiser: Denoiser, solver: str = "multistep", **settings: object) ->
 
 def budget(nfe: float, num_decisions: int = len(GRID)) -> Budget:
     return Budget(nfe=nfe, t_start=T_START, t_end=T_END, num_decisions=num_decisions)
-
-
-def exact(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 class Looks:
@@ -103,7 +87,10 @@ def agents() -> list[Agent]:
 @every_solver
 def test_image_i_is_bit_equal_whatever_the_batch_at_a_padded_shape(solver: str) -> None:
     for agent in agents():
-        runs = [engine(network(pad_to=8), solver, batch_size=size).sample(agent, 19) for size in (1, 7, 19)]
+        runs = [
+            engine(denoiser_of(network(), pad_to=8), solver, batch_size=size).sample(agent, 19)
+            for size in (1, 7, 19)
+        ]
         for run in runs[1:]:
             exact(run.evaluated, runs[0].evaluated)
             exact(run.images, runs[0].images)
@@ -112,7 +99,9 @@ def test_image_i_is_bit_equal_whatever_the_batch_at_a_padded_shape(solver: str) 
 @every_solver
 def test_image_i_is_the_same_to_rounding_whatever_the_batch(solver: str) -> None:
     for agent in agents():
-        one, many = (engine(network(), solver, batch_size=size).sample(agent, 19) for size in (1, 19))
+        one, many = (
+            engine(denoiser_of(network()), solver, batch_size=size).sample(agent, 19) for size in (1, 19)
+        )
         exact(many.evaluated, one.evaluated)  # decisions are identical
         # Convolutions sum in another order at another batch shape: up to 1e-6 of float32 numbers of order 1.
         # The first x0_hat divides that by alpha = 0.1. Measured: 6e-6.
@@ -121,7 +110,7 @@ def test_image_i_is_the_same_to_rounding_whatever_the_batch(solver: str) -> None
 
 def test_a_run_can_be_cut_anywhere() -> None:
     for agent in agents():
-        sampler = engine(network(pad_to=16), "ddpm", batch_size=16)
+        sampler = engine(denoiser_of(network(), pad_to=16), "ddpm", batch_size=16)
         whole = sampler.sample(agent, 200)
         parts = [sampler.sample(agent, 100, first_image=first) for first in (0, 100)]
         exact(torch.cat([part.images for part in parts]), whole.images)
@@ -216,7 +205,7 @@ def test_decisions_are_coins_of_seed_image_and_time() -> None:
 def walked(agent: Agent, count: int, mode: bool = False) -> tuple[Tensor, Tensor]:
     """The plain way: point by point, one observation at a time; evaluated (count, N) and images."""
     process = DiffusionProcess(
-        network(), SOLVERS.load("multistep")(), num_rows=count, seed=SEED, role=Role.EVALUATION
+        denoiser_of(network()), SOLVERS.load("multistep")(), num_rows=count, seed=SEED, role=Role.EVALUATION
     )
     walk = Trajectories(process, GRID)
     rows = torch.arange(count)
@@ -231,7 +220,7 @@ def walked(agent: Agent, count: int, mode: bool = False) -> tuple[Tensor, Tensor
 @pytest.mark.parametrize("slots", [64, 7])
 def test_decisions_made_at_once_are_those_made_point_by_point(mode: bool, slots: int) -> None:
     evaluated, images = walked(Looks(), 40, mode)
-    samples = engine(network(), batch_size=slots, mode=mode).sample(Looks(), 40)
+    samples = engine(denoiser_of(network()), batch_size=slots, mode=mode).sample(Looks(), 40)
     exact(samples.evaluated, evaluated)
     torch.testing.assert_close(samples.images, images, rtol=0, atol=2e-5)
     assert 0.1 < float(samples.evaluated[:, 1:].float().mean()) < 0.9

@@ -11,19 +11,18 @@ from envs.errors import UserError
 from envs.mdp import Trajectories
 from envs.observation import ENTRIES, FEATURE_LIMIT, Projection
 from envs.philox import Role
-from stepdrop_rl.config import EnvConfig, ScheduleConfig, UNetConfig
-from stepdrop_rl.diffusion import NoiseSchedule
+from stepdrop_rl.config import EnvConfig, ScheduleConfig
 from stepdrop_rl.engine import Engine
 from stepdrop_rl.features import ProjectionKind, _table, check_features, fit_projection
 from stepdrop_rl.models.denoiser import NetworkDenoiser
-from stepdrop_rl.models.unet import Model, ModelInfo, make_network
+from stepdrop_rl.models.unet import Model, ModelInfo
 from stepdrop_rl.policies import check_fit, load_policy, save_policy
 from stepdrop_rl.process import DiffusionProcess
 from stepdrop_rl.solvers.multistep import Multistep
 from stepdrop_rl.teacher import TeacherBank
 
-SHAPE = (1, 8, 8)
-TINY = UNetConfig(channels=[8, 16], attention=[False, True], head_dim=8)
+from .conftest import SHAPE, denoiser_of, network
+
 TIMES = torch.linspace(930.0, 15.5, 10, dtype=torch.float64)
 SEED = 77
 NAMES = {"middle": ("middle",), "decoder": ("decoder",), "both": ("middle", "decoder")}
@@ -34,9 +33,7 @@ every_kind = pytest.mark.parametrize("kind", ["principal", "random", "encoder"])
 
 @pytest.fixture(scope="module")
 def denoiser() -> NetworkDenoiser:
-    torch.manual_seed(0)
-    network = make_network(TINY, SHAPE).eval().requires_grad_(False)
-    return NetworkDenoiser(network, NoiseSchedule("cosine", 1000), prediction="epsilon", shape=SHAPE)
+    return denoiser_of(network())
 
 
 @pytest.fixture(scope="module")

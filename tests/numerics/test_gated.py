@@ -11,12 +11,10 @@ from stepdrop_rl.diffusion import NoiseSchedule, image_scale
 from stepdrop_rl.estimates import Clip
 from stepdrop_rl.gated import GatedRows
 from stepdrop_rl.models.analytic import GaussianMixture
-from stepdrop_rl.models.denoiser import NetworkDenoiser
 from stepdrop_rl.process import DiffusionProcess
 from stepdrop_rl.solvers import SOLVERS, make_solver
 
-from .test_engine import SHAPE as UNET_SHAPE
-from .test_engine import unet
+from .conftest import denoiser_of, network
 
 SHAPE = (1, 2, 2)
 # No integers: lam, linear between them, has kinks there, which finite differences would straddle.
@@ -122,7 +120,7 @@ def test_the_last_gates_gradient_is_what_the_decision_changes(solver: str) -> No
 
 
 def test_a_network_called_again_gives_the_same_gradients() -> None:
-    denoiser = NetworkDenoiser(unet(), NoiseSchedule("cosine", 1000), prediction="epsilon", shape=UNET_SHAPE)
+    denoiser = denoiser_of(network())
     generator = torch.Generator().manual_seed(0)
     width = denoiser.feature_widths["middle"]
     projection = Projection(torch.randn(width, 2, generator=generator), torch.zeros(width))

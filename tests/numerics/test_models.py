@@ -26,22 +26,12 @@ from stepdrop_rl.models.unet import (
     write_info,
 )
 
-SHAPE = (1, 8, 8)
-TINY = UNetConfig(channels=[8, 16], attention=[False, True], head_dim=8)
+from .conftest import SHAPE, TINY, denoiser_of, exact, network
+
 FOLDED = UNetConfig(channels=[8, 16], attention=[False, True], head_dim=8, unshuffle=2)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 both_kinds = pytest.mark.parametrize("unet", [TINY, FOLDED], ids=["plain", "unshuffled"])
-
-
-def network(unet: UNetConfig = TINY, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return make_network(unet, SHAPE).eval().requires_grad_(False)
-
-
-def denoiser(net: nn.Module, prediction: str = "epsilon", **settings: Any) -> NetworkDenoiser:
-    schedule = NoiseSchedule("cosine", 1000)
-    return NetworkDenoiser(net, schedule, prediction=prediction, shape=SHAPE, **settings)
 
 
 def info(**changes: Any) -> ModelInfo:
@@ -58,10 +48,6 @@ def info(**changes: Any) -> ModelInfo:
 def inputs(count: int = 5) -> tuple[Tensor, Tensor]:
     x = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(1))
     return x, torch.linspace(20, 900, count, dtype=torch.float64).round() + 0.5
-
-
-def exact(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 # --- predictions --------------------------------------------------------------------------------
@@ -83,8 +69,8 @@ class AsVelocity(nn.Module):
 
 def test_epsilon_and_velocity_networks_that_know_the_same_say_the_same() -> None:
     net = network()
-    says_eps = denoiser(net)
-    says_v = denoiser(AsVelocity(net, says_eps.schedule), "v_prediction")
+    says_eps = denoiser_of(net)
+    says_v = denoiser_of(AsVelocity(net, says_eps.schedule), "v_prediction")
     x, t = inputs()
     eps, _ = says_eps(x, t)
     # v is rounded to float32 once, alpha·v + sigma·x again: a few units of 6e-8 of numbers below 4.
@@ -93,7 +79,7 @@ def test_epsilon_and_velocity_networks_that_know_the_same_say_the_same() -> None
 
 
 def test_the_network_is_given_the_real_time() -> None:
-    ask = denoiser(network())
+    ask = denoiser_of(network())
     x, t = inputs(1)
     assert not torch.equal(ask(x, t)[0], ask(x, t.floor())[0])
 
@@ -101,7 +87,7 @@ def test_the_network_is_given_the_real_time() -> None:
 def test_bfloat16_networks_leave_the_trajectory_in_float32() -> None:
     net = network()
     x, t = inputs()
-    wide, narrow = denoiser(net)(x, t)[0], denoiser(net, autocast=torch.bfloat16)(x, t)[0]
+    wide, narrow = denoiser_of(net)(x, t)[0], denoiser_of(net, autocast=torch.bfloat16)(x, t)[0]
     assert narrow.dtype == torch.float32
     assert not torch.equal(wide, narrow)
     torch.testing.assert_close(narrow, wide, rtol=0, atol=0.1)  # 8 bits through a dozen layers
@@ -121,7 +107,7 @@ def test_precision_by_device() -> None:
 @pytest.mark.parametrize("names", [("middle",), ("decoder",), ("middle", "decoder"), ("decoder", "middle")])
 def test_features_are_the_pooled_blocks_and_change_nothing(unet: UNetConfig, names: tuple[str, ...]) -> None:
     net = network(unet)
-    ask = denoiser(net)
+    ask = denoiser_of(net)
     x, t = inputs()
     seen: dict[str, Tensor] = {}
     last = len(TINY.channels) - 1
@@ -167,7 +153,7 @@ def test_a_padded_call_holds_exactly_its_rows_and_answers_bit_equal() -> None:
     net = network()
     sizes: list[int] = []
     net.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    ask = denoiser(net, pad_to=8)
+    ask = denoiser_of(net, pad_to=8)
     x, t = inputs(21)
     whole, features = ask(x, t, features=("middle",))
     assert features is not None
@@ -178,7 +164,7 @@ def test_a_padded_call_holds_exactly_its_rows_and_answers_bit_equal() -> None:
         exact(part, whole[rows])
         exact(part_features, features[rows])
     # Other batch shapes: the libraries sum in another order; 1e-6 of numbers of order 1 (DESIGN.md).
-    torch.testing.assert_close(denoiser(net)(x, t)[0], whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(denoiser_of(net)(x, t)[0], whole, rtol=0, atol=1e-5)
 
 
 # --- making networks ----------------------------------------------------------------------------

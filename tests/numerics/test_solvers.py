@@ -29,6 +29,8 @@ from stepdrop_rl.solvers.ipndm import IPNDM4
 from stepdrop_rl.solvers.multistep import Multistep
 from stepdrop_rl.solvers.multistep3 import Multistep3
 
+from .conftest import exact
+
 SHAPE = (1, 2, 4)
 COSINE = NoiseSchedule("cosine", 1000)
 SEED = 11
@@ -43,10 +45,6 @@ every_solver = pytest.mark.parametrize("name", sorted([*SOLVERS, *VARIANTS]))
 def make(name: str) -> Solver:
     solver: Solver = VARIANTS[name]() if name in VARIANTS else SOLVERS.load(name)()
     return solver
-
-
-def exact(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 def mixture(schedule: str = "linear") -> GaussianMixture:

@@ -17,6 +17,8 @@ from stepdrop_rl.diffusion import NoiseSchedule, q_sample
 from stepdrop_rl.diffusion_training import CHECKPOINT, Trainer, batch_indices, epoch_order
 from stepdrop_rl.models.unet import make_network
 
+from .conftest import exact
+
 SHAPE = (1, 8, 8)
 TINY = UNetConfig(channels=[8, 16], attention=[False, True], head_dim=8, dropout=0.1)
 
@@ -43,10 +45,6 @@ def trainer(images: Tensor, settings: TrainDiffusionConfig | None = None, init: 
 
 def run(one: Trainer, steps: int) -> list[float]:
     return [float(one.train_step()["loss"]) for _ in range(steps)]
-
-
-def exact(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 def same_weights(one: nn.Module, other: nn.Module) -> None:

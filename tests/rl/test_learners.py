@@ -218,7 +218,7 @@ def resumed_run(problem, algo, total, **settings):
     return resumed
 
 
-@pytest.mark.parametrize("algo", ["ppo", "a2c", "trpo", "recurrent_ppo", "rloo"])
+@pytest.mark.parametrize("algo", ["ppo", "a2c", "trpo", "recurrent_ppo", "rloo", "clone"])
 def test_a_run_resumes_exactly(problem, algo):
     settings = {"num_envs": 16, "reward": {"neighbour": 1.0}}
     total = 16 * (N - 1) * 6
@@ -238,11 +238,12 @@ def test_a_run_with_a_replay_memory_goes_on(problem, algo):
     assert resumed.model.learning_starts == 64 + total // 2  # its memory fills first
 
 
+@pytest.mark.parametrize("algo", ["rloo", "relaxed", "clone"])
 @pytest.mark.parametrize("sees, entries", [("schedule", {0, 1, 2, 3, 4}), ("time", {0, 1, 4})])
-def test_a_policy_sees_no_more_than_it_may(problem, sees, entries):
-    learner, _ = learner_of(problem, "rloo", sees=sees)
+def test_a_policy_sees_no_more_than_it_may(problem, algo, sees, entries):
+    learner, _ = learner_of(problem, algo, sees=sees)
     learner.learn(16 * (N - 1) * 3, lambda decisions: True)
-    policy = learner.policy(info_of(problem, learner, "rloo"))
+    policy = learner.policy(info_of(problem, learner, algo))
     base = torch.rand(50, 10, generator=torch.Generator().manual_seed(0))
     for entry in range(10):
         other = base.clone()

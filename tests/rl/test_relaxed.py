@@ -141,19 +141,6 @@ def test_every_reward_has_a_slope(problem, name):
     assert logged[0][1]["train/gradient_norm"] > 0
 
 
-@pytest.mark.parametrize("sees, entries", [("schedule", {0, 1, 2, 3, 4}), ("time", {0, 1, 4})])
-def test_the_policy_sees_no_more_than_it_may(problem, sees, entries):
-    learner, _ = learner_of(problem, "relaxed", sees=sees)
-    learner.learn(ROUND * 3, lambda decisions: True)
-    policy = learner.policy(info_of(problem, learner, "relaxed"))
-    base = torch.rand(50, 10, generator=torch.Generator().manual_seed(0))
-    for entry in range(10):
-        other = base.clone()
-        other[:, entry] = torch.rand(50)
-        same = torch.equal(policy.probabilities(base), policy.probabilities(other))
-        assert same == (entry not in entries), entry
-
-
 def test_rewards_outside_learning_carry_no_graph(problem):
     learner, _ = learner_of(problem, "relaxed", reward={"neighbour": 1.0}, solver="ddim")
     learner.learn(1, lambda decisions: True)

@@ -1,0 +1,133 @@
+"""Learners of our own: rounds of whole episodes in every row, by networks on the CPU.
+
+What a round does with its episodes is each learner's subject. Here is what they share: how they begin, how
+their learning rate falls, and what is kept of them, from which a resumed run goes on exactly.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from agents.actor import (
+    blind,
+    copied,
+    layers_of,
+    load_optimizer_state,
+    make_network,
+    optimizer_state,
+    start_at,
+    under,
+)
+from agents.decay import LinearDecay
+from agents.policy import LearnedPolicy, PolicyInfo
+from agents.start import copy_layers
+from envs.observation import Projection
+from envs.registry import unknown_name
+from envs.sb3 import StepDropVecEnv
+
+
+class OwnLearner(ABC):
+    """Has the methods of :class:`agents.sb3.Learner`; a subclass has ``defaults`` and :meth:`_round`.
+
+    Args:
+        env: The batch.
+        seed: Of weights, episodes and whatever else is drawn.
+        hyperparameters: Over ``defaults``.
+        log: Takes each round's learning curves and the number of decisions so far.
+    """
+
+    output: ClassVar[str] = "softmax"
+    activation: ClassVar[str] = "tanh"
+    defaults: ClassVar[Mapping[str, Any]]
+
+    def __init__(
+        self,
+        env: StepDropVecEnv,
+        *,
+        seed: int,
+        hyperparameters: Mapping[str, Any],
+        log: Callable[[dict[str, float], int], None],
+    ) -> None:
+        for name in hyperparameters:
+            if name not in self.defaults:
+                raise unknown_name("hyperparameter", name, self.defaults)
+        self.env = env
+        self.core = env.core
+        self.log = log
+        self.hyperparameters = {**self.defaults, **hyperparameters}
+        self.generator = torch.Generator().manual_seed(seed)
+        inputs = self.core.walk.observe(self.core.rows[:0]).shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.networks = self._make_networks(inputs)
+        blind(self.actor_network, str(self.hyperparameters["sees"]))
+        rate = self.hyperparameters["learning_rate"]
+        self.optimizer = torch.optim.Adam(self.parameters(), lr=rate, eps=1e-5)
+        self.num_decisions = 0
+        self.core.reset(seed)
+
+    def _make_networks(self, inputs: int) -> dict[str, nn.Sequential]:
+        """Fresh networks by the names that they are kept under: an actor that spends ``initial_nfe``."""
+        actor = make_network(inputs, 2, 0.01)
+        start_at(layers_of(actor), self.hyperparameters["initial_nfe"], len(self.core.walk.grid))
+        return {"actor": actor}
+
+    @abstractmethod
+    def _round(self, left: float) -> dict[str, float]:
+        """Learn from one episode a row and count its decisions; returns learning curves.
+
+        Args:
+            left: Share of the declared run that is to come, 1 at its beginning.
+        """
+
+    @property
+    def actor_network(self) -> nn.Sequential:
+        """From observations to the logits of skip, evaluate."""
+        return self.networks["actor"]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All that learns."""
+        return [parameter for network in self.networks.values() for parameter in network.parameters()]
+
+    def start_from(self, policy: LearnedPolicy, seed: int) -> None:
+        """Begin where ``policy`` ended: the actor gets its weights."""
+        copy_layers(layers_of(self.actor_network), policy.layers)
+        blind(self.actor_network, str(self.hyperparameters["sees"]))
+
+    def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:
+        """Learn until ``decisions`` in all; ``go_on`` hears the count before each round and may end it."""
+        decay = LinearDecay(self.hyperparameters["learning_rate"], self.hyperparameters["final_rate"])
+        while self.num_decisions < decisions and go_on(self.num_decisions):
+            left = 1 - self.num_decisions / decisions
+            rate = decay(left)
+            for parameters in self.optimizer.param_groups:
+                parameters["lr"] = rate
+            self.log(self._round(left) | {"train/learning_rate": rate}, self.num_decisions)
+
+    def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
+        """What has been learned so far."""
+        return LearnedPolicy(info, copied(layers_of(self.actor_network)), projection)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a resumed run needs: weights, optimiser, generator, counter, what rewards have learned."""
+        tensors: dict[str, Tensor] = {}
+        for name, network in self.networks.items():
+            tensors |= {f"{name}.{k}": v for k, v in network.state_dict().items()}
+        tensors |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer).items()}
+        tensors["generator"] = self.generator.get_state()
+        tensors["num_decisions"] = torch.tensor(self.num_decisions)
+        return tensors | {f"quality.{k}": v for k, v in self.core.learned().items()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from :meth:`state`."""
+        for name, network in self.networks.items():
+            network.load_state_dict(under(tensors, f"{name}."))
+        load_optimizer_state(self.optimizer, under(tensors, "optimizer."))
+        self.generator.set_state(tensors["generator"])
+        self.num_decisions = int(tensors["num_decisions"])
+        self.core.load_learned(under(tensors, "quality."))
