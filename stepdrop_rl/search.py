@@ -33,7 +33,8 @@ def run(config: SearchConfig) -> None:
 
     method: Search = SEARCHES.load(config.method)
     solver = make_solver(config.solver)
-    model = load_model(config.model or config.data.name, resolve_device(config.device))
+    device = resolve_device(config.device)
+    model = load_model(config.model or config.data.name, device, precision=config.precision)
     name = f"{config.method}-{config.solver.replace(':', '-')}-{config.nfe}"
     path = (
         Path(config.output) if config.output else run_folder(model.info.dataset, "schedules") / f"{name}.json"

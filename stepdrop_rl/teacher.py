@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,15 @@ def full_trajectory(t_start: float, t_end: float, steps: int) -> FixedSchedule:
 
 def describe_bank(model: Model, solver: str, steps: int, size: int) -> dict[str, Any]:
     """All that determines a bank."""
+    info = model.info
     return {
         "model_hash": model.hash,
+        "prediction": info.prediction,
+        "schedule": asdict(info.schedule),
+        "autocast": str(model.denoiser.autocast),
         "solver": solver,
-        "t_start": model.info.t_start,
-        "t_end": model.info.t_end,
+        "t_start": info.t_start,
+        "t_end": info.t_end,
         "steps": steps,
         "size": size,
         "seed": BANK_SEED,

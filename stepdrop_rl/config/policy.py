@@ -108,6 +108,7 @@ class TrainPolicyConfig(CommonConfig):
         judge_every: Decisions between two looks by the validation judge.
         judge_samples: Images per look.
         target_nfe: Budgets at which the validation judge looks.
+        precision: Of the network; auto is bfloat16 on CUDA, else float32.
     """
 
     model: str | None = None
@@ -123,6 +124,7 @@ class TrainPolicyConfig(CommonConfig):
     judge_every: int = 80_000
     judge_samples: int = 1024
     target_nfe: list[float] = field(default_factory=lambda: [4.0, 5.0, 6.0, 8.0])
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -199,6 +201,7 @@ class SearchConfig(CommonConfig):
         method: xue, gits, oss, ld3, blackbox, mixture, or oss_oracle (for every training noise its own).
         nfe: Evaluations per image.
         solver: A solver, with its settings if it has any: ddim:eta=0.5.
+        precision: Of the network; auto is bfloat16 on CUDA, else float32.
         output: Schedule file (default runs/DATA/schedules/METHOD-SOLVER-NFE.json).
     """
 
@@ -206,6 +209,7 @@ class SearchConfig(CommonConfig):
     method: str = "xue"
     nfe: int = 5
     solver: str = "multistep"
+    precision: Precision = "auto"
     output: str | None = None
 
     def __post_init__(self) -> None:

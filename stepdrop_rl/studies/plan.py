@@ -82,6 +82,7 @@ def training_of(config: StudyConfig, job: Job, root: Path) -> TrainPolicyConfig:
         "seed": job.seed,
         "device": config.device,
         "tracking": config.tracking,
+        "precision": config.precision,
         "output": str(job.path(root).parent),
         "target_nfe": [float(nfe) for nfe in budgets_of(config, job.name)],
         **entry.get("train", {}),

@@ -104,6 +104,7 @@ class Workshop:
                     method=job.name,
                     nfe=int(job.nfe),
                     solver=job.solver,
+                    precision=self.config.precision,
                     output=str(job.path(self.root)),
                 )
             )
