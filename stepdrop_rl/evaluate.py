@@ -135,12 +135,20 @@ def _log_outcome(config: EvaluateConfig, parent: Run, outcome: Outcome) -> str:
 def _log_figures(
     config: EvaluateConfig, arena: Arena, tracker: Run, outcomes: Sequence[Outcome], distance: str
 ) -> None:
-    from stepdrop_rl.report.figures import evaluation_rates, quality_against_nfe, samples_side_by_side
+    from stepdrop_rl.report.figures import (
+        evaluation_rates,
+        images_by_evaluations,
+        quality_against_nfe,
+        samples_side_by_side,
+    )
 
     if config.tracking == "none":
         return
     tracker.log_figure(evaluation_rates(outcomes), "evaluation_rates.png")
     tracker.log_figure(samples_side_by_side(outcomes), "samples.png")
+    few_and_many = images_by_evaluations(outcomes[0].samples)
+    if few_and_many is not None:
+        tracker.log_figure(few_and_many, "images_by_evaluations.png")
     if config.curve:
         # The same for the points and the floor, of which this process kept so many.
         count = min(config.curve_samples, len(outcomes[-1].samples.images))

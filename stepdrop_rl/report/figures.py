@@ -17,8 +17,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, ScalarFormatter
+from torch import Tensor
 
 from stepdrop_rl.comparison import Outcome
+from stepdrop_rl.engine import Samples
 from stepdrop_rl.report.images import image_grid
 from stepdrop_rl.studies.verdict import Entry, Study
 
@@ -213,19 +215,38 @@ def evaluation_rates(outcomes: Sequence[Outcome]) -> Figure:
 
 def samples_side_by_side(outcomes: Sequence[Outcome], count: int = 12) -> Figure:
     """One row per contender, one column per noise."""
+    rows = [(f"{one.name}\n{one.nfe_mean:.1f}", one.samples.images[:count]) for one in outcomes]
+    return _image_rows(rows, count)
+
+
+def images_by_evaluations(samples: Samples, count: int = 12) -> Figure | None:
+    """Images that got few evaluations above those that got many: a row per number of them.
+
+    Numbers that fewer than one in a hundred images got are left out; None where all got the same.
+    """
+    spent, images_of_it = samples.nfe.unique(return_counts=True)
+    shares = images_of_it.double() / len(samples.nfe)
+    kept = [(int(n), float(share)) for n, share in zip(spent, shares, strict=True) if share >= 0.01]
+    if len(kept) < 2:
+        return None
+    rows = [
+        (f"{nfe} evaluations\n{share:.0%} of images", samples.images[samples.nfe == nfe][:count])
+        for nfe, share in kept
+    ]
+    return _image_rows(rows, count)
+
+
+def _image_rows(rows: Sequence[tuple[str, Tensor]], count: int) -> Figure:
+    """Rows of ``count`` images at most, what they are beside them."""
     with plt.rc_context(_STYLE | {"axes.grid": False}):
         figure, panels = plt.subplots(
-            len(outcomes),
-            1,
-            figsize=(0.62 * count + 1.4, 0.68 * len(outcomes)),
-            layout="constrained",
-            squeeze=False,
+            len(rows), 1, figsize=(0.62 * count + 1.4, 0.68 * len(rows)), layout="constrained", squeeze=False
         )
-        for axes, outcome in zip(panels[:, 0], outcomes, strict=True):
-            axes.imshow(image_grid(outcome.samples.images[:count], columns=count))
+        for axes, (name, images) in zip(panels[:, 0], rows, strict=True):
+            axes.imshow(image_grid(images, columns=count))
             axes.set_xticks([])
             axes.set_yticks([])
             for spine in axes.spines.values():
                 spine.set_visible(False)
-            _name_beside(axes, f"{outcome.name}\n{outcome.nfe_mean:.1f}")
+            _name_beside(axes, name)
     return figure
