@@ -121,10 +121,15 @@ def _shown(config: EnvConfig, model: Model, data: DataConfig | None) -> tuple[nn
     """The rewards' extractor and real images; None where no reward looks at them."""
     if not any(REWARDS.load(name).needs_features for name in config.reward):
         return None
-    images = load_data(data_of(model, data), "train").images
-    if len(images) > NUM_REAL:
-        images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:NUM_REAL]]
-    return load_extractor("reward", model.info.dataset), images
+    return load_extractor("reward", model.info.dataset), real_images(data_of(model, data), NUM_REAL)
+
+
+def real_images(data: DataConfig, count: int) -> Tensor:
+    """That many images to learn from, (M, C, H, W) uint8, chosen by chance; all, where there are fewer."""
+    images = load_data(data, "train").images
+    if len(images) <= count:
+        return images
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]]
 
 
 def _ground(config: EnvConfig, bank: TeacherBank, shown: tuple[nn.Module, Tensor] | None) -> Ground:

@@ -14,7 +14,8 @@ from agents.base import TimeScale
 from agents.search.base import Trajectory
 from envs.philox import Role, Stream, normal
 from stepdrop_rl.config import DataConfig
-from stepdrop_rl.environment import data_of
+from stepdrop_rl.data import to_float
+from stepdrop_rl.environment import data_of, real_images
 from stepdrop_rl.estimates import estimate
 from stepdrop_rl.fixed_pass import FixedPass
 from stepdrop_rl.metrics import Extractor, gather, load_extractor, load_reference
@@ -117,6 +118,12 @@ class ModelGround:
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of the reward's extractor."""
         return self.extractor(images)
+
+    @torch.no_grad()
+    def real_features(self, count: int) -> Tensor:
+        """Features (M, F) of ``count`` images that the model learned from; of all, where there are fewer."""
+        images = to_float(real_images(self._data, count)).to(self.device)
+        return torch.cat([self.features(part) for part in images.split(_BATCH)])
 
     def real(self) -> tuple[Tensor, Tensor]:
         """Mean and covariance of the real images in the reward's features."""

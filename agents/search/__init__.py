@@ -14,6 +14,7 @@ SEARCHES = Registry(
         "oss": "agents.search.oss:search",
         "oss_oracle": "agents.search.oss:search_per_sample",
         "ld3": "agents.search.ld3:search",
+        "energy": "agents.search.energy:search",
         "blackbox": "agents.search.blackbox:search",
         "mixture": "agents.search.mixture:search",
     },

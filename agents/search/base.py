@@ -48,6 +48,9 @@ class Ground(Protocol):
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of the reward's extractor; differentiable."""
 
+    def real_features(self, count: int) -> Tensor:
+        """Those of that many real images, in an order that has no meaning; of all, where there are fewer."""
+
     def real(self) -> tuple[Tensor, Tensor]:
         """Mean (F,) and covariance (F, F) of the real images' features, float64."""
 

@@ -198,7 +198,7 @@ class SearchConfig(CommonConfig):
 
     Args:
         model: Name of a shipped model, or the folder of one (default: the data set's).
-        method: xue, gits, oss, ld3, blackbox, mixture, or oss_oracle (for every training noise its own).
+        method: xue, gits, oss, ld3, energy, blackbox, mixture, or oss_oracle (every training noise its own).
         nfe: Evaluations per image.
         solver: A solver, with its settings if it has any: ddim:eta=0.5.
         precision: Of the network; auto is bfloat16 on CUDA, else float32.

@@ -43,7 +43,9 @@ class StudyConfig(CommonConfig):
     solvers: list[str] = field(default_factory=lambda: ["multistep"])
     nfe: list[float] = field(default_factory=lambda: [4.0, 5.0, 6.0, 8.0])
     policies: dict[str, dict[str, Any]] = field(default_factory=lambda: {"ppo": {"algo": "ppo", "seeds": 1}})
-    searches: list[str] = field(default_factory=lambda: ["xue", "gits", "oss", "ld3", "blackbox", "mixture"])
+    searches: list[str] = field(
+        default_factory=lambda: ["xue", "gits", "oss", "ld3", "energy", "blackbox", "mixture"]
+    )
     baselines: list[str] = field(
         default_factory=lambda: ["uniform", "uniform*", "quadratic", "quadratic*", "log_snr", "log_snr*"]
     )

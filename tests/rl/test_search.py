@@ -1,6 +1,7 @@
 """Searches: exact dynamic programmes against brute force, gradients that lead down, and what they ask."""
 
 import itertools
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from agents.fixed import FixedSchedule
-from agents.search import SEARCHES, blackbox, gits, ld3, mixture, oss, xue
+from agents.search import SEARCHES, blackbox, energy, gits, ld3, mixture, oss, xue
 from envs.errors import UserError
 from envs.philox import Role
 from stepdrop_rl.diffusion import NoiseSchedule
@@ -181,6 +182,34 @@ def analytic_ground_with_pixels():
     return ground
 
 
+def test_energy_is_least_where_distributions_agree():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 4000, 3, generator=generator, dtype=torch.float64)
+    # E|x − y| of two standard normal vectors in three dimensions is 4/√π.
+    assert float(energy.energy(a, b)) == pytest.approx(4 / math.sqrt(math.pi), rel=0.01)
+    for other in (b + 0.3, 1.2 * b, 0.8 * b):
+        assert float(energy.energy(a, other)) - float(energy.energy(b, other)) == pytest.approx(0, abs=0.02)
+        assert float(energy.energy(other, b)) > float(energy.energy(a, b)) + 0.01
+
+
+def test_energy_finds_a_better_schedule_than_even_times(monkeypatch):
+    monkeypatch.setattr(energy, "STEPS", 40)
+    ground = analytic_ground_with_pixels()
+    fine = torch.linspace(START, END, energy.TEACHER_POINTS, dtype=torch.float64)
+    real = ground.draw(fine, range(2000, 4048)).flatten(1)
+    ground.real_features = lambda count: real[:count]
+    found = energy.search(4, ground, 0)
+    assert found.times[0] == START
+    teacher = ground.draw(fine, range(4096, 5120))
+    even = torch.linspace(START, END, 4, dtype=torch.float64)
+    lost = [
+        float((ground.draw(times, range(4096, 5120)) - teacher).square().flatten(1).sum(1).sqrt().mean())
+        for times in (torch.tensor(found.times, dtype=torch.float64), even)
+    ]
+    assert lost[0] < 0.9 * lost[1]
+    assert found == energy.search(4, ground, 0)
+
+
 def test_blackbox_finds_the_minimum_of_a_known_distance():
     ground = analytic_ground()
     wanted = torch.tensor([START, 800.0, 500.0, 333.0, 150.0], dtype=torch.float64)
@@ -199,11 +228,14 @@ def test_small_budgets_are_served_too(monkeypatch, name, nfe):
         for key, value in changes.items():
             monkeypatch.setattr(module, key, value)
     monkeypatch.setattr(ld3, "EPOCHS", 1)
+    for key, value in {"STEPS": 2, "NUM_TRAINING": 8, "BATCH": 4}.items():
+        monkeypatch.setattr(energy, key, value)
     monkeypatch.setattr(blackbox, "CANDIDATES", 16)
     for key, value in {"CANDIDATES": 8, "BEST": 2, "NUM_IMAGES": 64}.items():
         monkeypatch.setattr(mixture, key, value)
     ground = analytic_ground_with_pixels()
     ground.distance = lambda times, count: float(times.sum())
+    ground.real_features = lambda count: torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
     ground.real = lambda: (torch.zeros(8, dtype=torch.float64), torch.eye(8, dtype=torch.float64))
     found = SEARCHES.load(name)(nfe, ground, 0)
     parts = found.components or ((1.0, found.times),)
