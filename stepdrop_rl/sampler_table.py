@@ -11,6 +11,8 @@ from stepdrop_rl.config import SamplerTableConfig
 
 Row = dict[str, Any]
 
+TEACHER_SOLVER, TEACHER_STEPS = "multistep", 50  # of the full trajectory
+
 
 def run(config: SamplerTableConfig) -> None:
     """Draw, judge, print a table of the best spacing of every solver, write all of it."""
@@ -83,9 +85,11 @@ def run(config: SamplerTableConfig) -> None:
                     rows.append(judge(name, "its own", calls, images) | {"budget": nfe})
                     bar.advance(task)
                 _log(config, run, rows[-len(config.nfe) :], distance)
+        teacher = arena_of(TEACHER_SOLVER)
+        full = teacher.distance(_full(teacher, config.num_samples))
         title = (
             f"{config.data.name}: {distance} of {config.num_samples:,} images, same noise; the full "
-            f"trajectory's is {arena.distance(_full(arena, config.num_samples)):.2f}"
+            f"trajectory's, {TEACHER_STEPS} by {TEACHER_SOLVER}, is {full:.2f}"
         )
         text = f"{title}\n\n" + report(rows, config, distance)
         run.log_dict({"rows": rows}, "samplers.json")
@@ -104,7 +108,6 @@ def run(config: SamplerTableConfig) -> None:
 
 
 def _full(arena: Any, num_samples: int) -> Any:
-    from stepdrop_rl.evaluate import TEACHER_STEPS
     from stepdrop_rl.teacher import full_trajectory
 
     agent = full_trajectory(arena.model.info.t_start, arena.model.info.t_end, TEACHER_STEPS)

@@ -32,6 +32,7 @@ _COLOURS = {
     "full": "#2ca02c",
 }
 _LEARNED = "#1f77b4"
+_TOP = 6  # times the best at the first budget: what is worse is off the figure
 _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -93,7 +94,9 @@ def sampler_curves(rows: Sequence[Mapping[str, Any]], distance: str, title: str)
                 else:
                     axes.plot(nfe, value, color=shade, linewidth=0.5, alpha=0.4)
         axes.set_yscale("log")
+        axes.set_ylim(top=_TOP * min(row[distance] for row in rows if row["nfe"] == rows[0]["nfe"]))
         axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(3, 1)))
         axes.set_xlabel("network evaluations per image")
         axes.set_ylabel(f"{distance} (lower is better)")
         axes.set_title(title, loc="left", fontsize=9)
