@@ -150,7 +150,7 @@ class DifferentiableRows:
         )
 
     def _jump(self, x: Tensor, known: Known, count: Tensor, s: Tensor) -> Tensor:
-        """The images at ``s``, from ``x``, whose evaluations are the newest of ``count`` (R,) that are known."""
+        """The images at ``s``, one jump from ``x``, the last of ``count`` (R,) evaluations."""
         solver = self.process.solver
         anchor = Anchor(x, known.x0, known.times, count, known.eps if solver.needs_eps else None)
         noise = self._noise(Stream.JUMP, s.detach()).to(x.dtype) if solver.stochastic else None

@@ -1,9 +1,8 @@
 """Differentiable trajectories whose evaluation times are real numbers, each row's own.
 
 An evaluation at s jumps there from the anchor and becomes the anchor, as in
-:class:`stepdrop_rl.process.DiffusionProcess`, whose results equal times bring. Only, jump, network and what is
-told of them keep their gradients in s. Fresh noise is a function of the time that has no slope: its share of
-x_s is differentiated with the noise as it fell (Kingma & Welling 2014).
+:class:`stepdrop_rl.process.DiffusionProcess`, whose results equal times bring; but jump, network and what
+they tell keep their gradients in s. Fresh noise is taken as it fell: only its weight has a slope.
 
 Costs a network call an evaluation, and as many again and a backward pass for gradients.
 Shapes: R rows; images (R, C, H, W); times (R,) float64.
