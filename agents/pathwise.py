@@ -5,8 +5,10 @@ differentiable in its times (:class:`envs.protocols.TimedTrajectories`). So for 
 every batch, what is made small is −Φ(end) itself. What an evaluation shows enters the next plan as a number:
 its own slope in earlier times is left out; how a plan moves those after it is not.
 
-A round costs K network calls an image, again as many and a backward pass for gradients: the grid of the
-decision problem costs nothing, and may be as fine as one likes (``env.num_decisions``).
+A batch costs K network calls an image, again as many and a backward pass for gradients. The grid costs
+nothing and may be as fine as one likes (``env.num_decisions``), but its points are counted as decisions, as
+for all learners: on 128 points, 1,000 steps of 64 images are 8 million of them (``decisions``,
+``judge_every``).
 
 Shapes: R rows; N points of the grid.
 """
