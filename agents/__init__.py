@@ -37,6 +37,7 @@ ALGORITHMS = Registry(
         "dqn": "agents.sb3:DQNLearner",
         "rloo": "agents.rloo:RLOOLearner",
         "relaxed": "agents.relaxed:RelaxedLearner",
+        "pathwise": "agents.pathwise:PathwiseLearner",
         "clone": "agents.clone:CloneLearner",
         "trpo": "agents.contrib:TRPOLearner",
         "qrdqn": "agents.contrib:QRDQNLearner",

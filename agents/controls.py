@@ -74,7 +74,9 @@ class Shuffled(LearnedPolicy):
 
     Samples of a batch that are at the same point, with as many evaluations and the same anchor, pass what
     they show to each other in a ring; one that stands alone sees itself. So, unlike all other agents',
-    its decisions depend on what a sample is packed with.
+    its decisions depend on what a sample is packed with. (As neighbours are decided the ring closes up: one
+    that plans a time, a :class:`agents.stepper.Stepper`, may be handed another plan before that is due.
+    ``dealt`` is its sharper control.)
 
     Args:
         policy: Whose sight is disturbed.
@@ -98,6 +100,7 @@ class Shuffled(LearnedPolicy):
             passed += features if group == "features" else []
         if not passed:
             raise UserError("the policy is not shown features of the network")
+        self._policy = policy
         self._own, self._passed = own, torch.tensor(passed)
 
     def probabilities(self, observation: Tensor) -> Tensor:
@@ -115,4 +118,4 @@ class Shuffled(LearnedPolicy):
         passed = self._passed.to(order.device)
         seen = observation.clone()
         seen[order.unsqueeze(1), passed] = observation[order[following].unsqueeze(1), passed]
-        return super().probabilities(seen)
+        return self._policy.probabilities(seen)

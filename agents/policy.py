@@ -31,7 +31,7 @@ class PolicyInfo:
     Args:
         algo: Learning algorithm.
         activation: Between its layers.
-        output: "softmax" (two logits) or "greedy" (two action values).
+        output: "softmax" (two logits), "greedy" (two action values) or "time" (of the next evaluation).
         dataset: Data set of the model.
         model_hash: Content hash of the model's weights.
         solver: Name of the solver.
@@ -40,6 +40,7 @@ class PolicyInfo:
         num_features: F.
         features: Names of the network's features that the observation shows, where F is not 0.
         memory: H, width of the LSTM before its layers; 0: it remembers nothing.
+        evaluations: Fewest and most of a policy that plans its next one; empty: it decides point by point.
         target_nfe: Mean evaluations per image that its one price was moved to meet, if it was.
         price_table: ``[price, mean NFE]`` on validation noise, by rising price.
         training: How it was trained: seed, decisions, reward, judge's record.
@@ -56,6 +57,7 @@ class PolicyInfo:
     num_features: int = 0
     features: list[str] = field(default_factory=lambda: ["middle"])
     memory: int = 0
+    evaluations: list[int] = field(default_factory=list)
     target_nfe: float | None = None
     price_table: list[list[float]] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
@@ -173,6 +175,8 @@ class RecurrentPolicy(LearnedPolicy):
 
 def build_policy(raw: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> LearnedPolicy:
     """Make a policy from what its folder holds; :class:`UserError` where the two do not fit."""
+    from agents.stepper import Stepper  # is a LearnedPolicy itself
+
     if raw.get("schema") != SCHEMA:
         raise UserError(f"{source} has schema '{raw.get('schema')}', this version reads '{SCHEMA}'")
     if raw.get("observation_version") != VERSION:
@@ -183,21 +187,24 @@ def build_policy(raw: dict[str, Any], tensors: dict[str, Tensor], source: Path) 
     known = {name: raw[name] for name in PolicyInfo.__dataclass_fields__ if name in raw}
     try:
         info = PolicyInfo(**known)
-        if not (len(info.times) >= 2 and len(info.prices) == 2):
-            raise TypeError("its grid or its range of prices")
+        if not (len(info.times) >= 2 and len(info.prices) == 2 and len(info.evaluations) in (0, 2)):
+            raise TypeError("its grid or its range of prices or evaluations")
         torch.tensor([*info.times, *info.prices], dtype=torch.float64)
         count = sum(name.startswith("layers.") and name.endswith(".weight") for name in tensors)
         layers = [(tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"]) for i in range(count)]
         cell = [tensors[f"lstm.{name}"] for name in LSTM] if info.memory else []
+        lam = tensors["lam"] if info.evaluations else None
         projection = None
         if info.num_features:
             names = tuple(info.features)
             projection = Projection(tensors["projection.matrix"], tensors["projection.mean"], names)
         seen = len(ENTRIES) + info.num_features
-        fits = info.activation in _ACTIVATIONS and layers[-1][0].shape[0] == 2
+        fits = info.activation in _ACTIVATIONS and layers[-1][0].shape[0] == (1 if info.evaluations else 2)
         fits &= layers[0][0].shape[1] == (info.memory or seen)
         if projection is not None:
             fits &= projection.matrix.shape == (len(projection.mean), info.num_features)
+        if lam is not None:
+            fits &= lam.shape == (len(info.times),) and 1 <= info.evaluations[0] <= info.evaluations[1]
         wide = 4 * info.memory
         wanted = [(wide, seen), (wide, info.memory), (wide,), (wide,)]
         fits &= all(part.shape == shape for part, shape in zip(cell, wanted, strict=False))
@@ -205,6 +212,8 @@ def build_policy(raw: dict[str, Any], tensors: dict[str, Tensor], source: Path) 
         raise UserError(f"{source} is damaged: {error} is missing or wrong") from None
     if not fits:
         raise UserError(f"{source} is damaged: its network does not fit the observation")
+    if lam is not None:
+        return Stepper(info, layers, lam, projection)
     if info.memory:
         return RecurrentPolicy(info, cell, layers, projection)
     return LearnedPolicy(info, layers, projection)

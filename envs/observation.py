@@ -86,6 +86,11 @@ class Grid:
         return len(self.times)
 
 
+def log_price(price: Tensor) -> Tensor:
+    """What is shown of prices."""
+    return torch.log(price.clamp(LOWEST_PRICE, HIGHEST_PRICE)) / (2 * math.log(10))
+
+
 def observe(
     grid: Grid, index: Tensor, anchor: Tensor, nfe: Tensor, price: Tensor, evidence: Evidence
 ) -> Tensor:
@@ -112,7 +117,7 @@ def observe_from(
         (lam - grid.lam[0]) / span,
         h / span,
         nfe.double() / len(grid),
-        torch.log(price.clamp(min=LOWEST_PRICE)) / (2 * math.log(10)),
+        log_price(price),
         evidence.eps_rms.double(),
         change,
         change / gap,

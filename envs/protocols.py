@@ -59,11 +59,10 @@ class ReverseProcess(Protocol):
         """What the last evaluations showed of these rows."""
 
 
-class GatedTrajectories(Protocol):
-    """Trajectories of a batch down a grid in which every evaluation has a weight, its gate, in [0, 1].
+class DifferentiableTrajectories(Protocol):
+    """Trajectories of a batch; all that is told of them is differentiable in what led there.
 
-    Gates of 0 and 1 are the decision problem's skip and evaluate, and bring its results. All that is told is
-    differentiable in all gates so far. The first point is evaluated from the start.
+    They begin with an evaluation.
     """
 
     @property
@@ -72,16 +71,34 @@ class GatedTrajectories(Protocol):
 
     @property
     def nfe(self) -> Tensor:
-        """Evaluations so far, (R,) float64: the sum of the gates."""
-
-    def advance(self, gates: Tensor) -> None:
-        """Go on to the next point, where each row evaluates with the weight of its gate, (R,)."""
+        """Evaluations so far, (R,) float64."""
 
     def x0(self) -> Tensor:
         """The rows' current clean estimates."""
 
     def evidence(self) -> Evidence:
         """What the last evaluations showed."""
+
+
+class GatedTrajectories(DifferentiableTrajectories, Protocol):
+    """Trajectories down a grid in which every evaluation has a weight, its gate, in [0, 1].
+
+    Gates of 0 and 1 are the decision problem's skip and evaluate, and bring its results. ``nfe`` is the sum
+    of the gates.
+    """
+
+    def advance(self, gates: Tensor) -> None:
+        """Go on to the next point, where each row evaluates with the weight of its gate, (R,)."""
+
+
+class TimedTrajectories(DifferentiableTrajectories, Protocol):
+    """Trajectories whose evaluation times are real numbers, each row its own.
+
+    Times of a grid bring the results that evaluations at these points bring.
+    """
+
+    def advance(self, s: Tensor) -> None:
+        """Jump to ``s``, (R,), each row below its last time, and evaluate there."""
 
 
 @runtime_checkable
@@ -94,11 +111,17 @@ class DifferentiableProcess(Protocol):
 
     relaxes: bool
 
+    def time_of(self, lam: Tensor) -> Tensor:
+        """The times whose half log-SNR is ``lam``; differentiable."""
+
     def gated(self, images: Tensor, times: Tensor, *, recompute: bool = True) -> GatedTrajectories:
         """Start images (ids, (R,)) down a grid ``times`` (N,), beside the process's own rows.
 
         ``recompute``: call the network a second time for gradients instead of keeping its activations.
         """
+
+    def timed(self, images: Tensor, t: Tensor, *, recompute: bool = True) -> TimedTrajectories:
+        """Start images (ids, (R,)) with an evaluation at ``t`` (R,), beside the process's own rows."""
 
 
 class QualityScore(Protocol):

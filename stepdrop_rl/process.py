@@ -17,6 +17,7 @@ from stepdrop_rl.estimates import Clip, clip_of, estimate, rms
 from stepdrop_rl.gated import GatedRows
 from stepdrop_rl.models.denoiser import Denoiser
 from stepdrop_rl.solvers.base import Anchor, Solver
+from stepdrop_rl.timed import TimedRows
 
 
 class DiffusionProcess:
@@ -85,6 +86,10 @@ class DiffusionProcess:
     def log_alpha(self, t: Tensor) -> Tensor:
         """log √ᾱ at real times."""
         return torch.log(self.schedule.alpha_sigma(t)[0])
+
+    def time_of(self, lam: Tensor) -> Tensor:
+        """The times whose half log-SNR is ``lam``."""
+        return self.schedule.time_of(lam)
 
     def start(self, rows: Tensor, images: Tensor, t: Tensor) -> None:
         """Put x at time ``t`` into the rows: noise of deviation 1, a function of (seed, role, image)."""
@@ -169,6 +174,10 @@ class DiffusionProcess:
     def gated(self, images: Tensor, times: Tensor, *, recompute: bool = True) -> GatedRows:
         """Differentiable trajectories of images (ids, (R,)) down ``times`` (N,), beside the rows."""
         return GatedRows(self, images, times, recompute=recompute)
+
+    def timed(self, images: Tensor, t: Tensor, *, recompute: bool = True) -> TimedRows:
+        """Differentiable trajectories of images (ids, (R,)) at times of their own, from ``t`` (R,)."""
+        return TimedRows(self, images, t, recompute=recompute)
 
 
 __all__ = ["CLEAN", "DiffusionProcess"]

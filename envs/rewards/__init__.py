@@ -13,6 +13,7 @@ REWARDS = Registry(
         "witness_wide": "envs.rewards.distribution:WideWitness",
         "witness_laplace": "envs.rewards.distribution:LaplaceWitness",
         "witness_rational": "envs.rewards.distribution:RationalWitness",
+        "witness_energy": "envs.rewards.distribution:EnergyWitness",
         "witness_polynomial": "envs.rewards.distribution:PolynomialWitness",
         "log_ratio": "envs.rewards.distribution:LogRatio",
         "realism": "envs.rewards.realism:Realism",

@@ -245,6 +245,17 @@ class RationalWitness(Witness):
         return sum(((1 + scaled / (2 * a)) ** -a for a in self.EXPONENTS), torch.zeros_like(scaled))
 
 
+class EnergyWitness(Witness):
+    """The witness of k = −d/median, whose MMD² is the energy distance (Székely & Rizzo 2013, p. 1251).
+
+    It slopes towards missing mass at any distance; far off it tends to a constant, as bounded kernels' do.
+    """
+
+    def kernel(self, relation: Tensor) -> Tensor:
+        """−d/median, elementwise; a root's slope at 0 is infinite."""
+        return -(relation / self.median_squared).clamp(min=1e-12).sqrt()
+
+
 class PolynomialWitness(Witness):
     """The witness of the KID's kernel, k = (a·b/F + 1)³ (Bińkowski et al. 2018): the slope of the KID.
 

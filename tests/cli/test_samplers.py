@@ -70,17 +70,25 @@ def test_what_is_refused_ends_with_one_line_and_exit_code_2(capsys, name, argv, 
 
 
 TINY = [
-    *("--algo", "relaxed", "--env.bank-size", "64", "--env.teacher-steps", "8", "--env.num-decisions", "6"),
+    *("--env.bank-size", "64", "--env.teacher-steps", "8", "--env.num-decisions", "6"),
     *("--num-envs", "16", "--decisions", "320", "--judge-every", "160", "--judge-samples", "32"),
 ]
 
 
-@pytest.mark.parametrize("solver", ["ddim:eta=0.2", "multistep"])
-def test_a_relaxed_policy_is_learned_resumed_and_drawn_with(solver, monkeypatch):
-    argv = [*TINY, "--env.solver", solver, "--env.num-features", "2", "--hyperparameters", "{batch_size: 8}"]
+@pytest.mark.parametrize(
+    "algo, solver, hyperparameters",
+    [
+        ("relaxed", "ddim:eta=0.2", "{batch_size: 8}"),
+        ("relaxed", "multistep", "{batch_size: 8}"),
+        ("pathwise", "multistep", "{batch_size: 8, min_nfe: 2, max_nfe: 4}"),
+    ],
+)
+def test_a_policy_by_gradients_is_learned_resumed_and_drawn_with(algo, solver, hyperparameters, monkeypatch):
+    argv = [*TINY, "--algo", algo, "--env.solver", solver, "--env.num-features", "2"]
+    argv += ["--hyperparameters", hyperparameters]
     assert quick("train_policy", *argv, "--output", "whole") == 0
     info = json.loads(Path("whole/policy.json").read_text())
-    assert (info["algo"], info["solver"]) == ("relaxed", solver)
+    assert (info["algo"], info["solver"]) == (algo, solver)
     looks = iter([False, False, True])
     with monkeypatch.context() as patch:
         patch.setattr(StopRequest, "__bool__", lambda self: next(looks))
@@ -94,12 +102,12 @@ def test_a_relaxed_policy_is_learned_resumed_and_drawn_with(solver, monkeypatch)
     argv += ["--baselines", "[target_stochastic]", "--blocks", "2", "--curve", "[]", "--tuned", "false"]
     assert quick("evaluate", *argv, "--teacher", "false", "--clip", "dynamic") == 0
     records = json.loads(Path("e.json").read_text())["records"]
-    assert [record["policy"] for record in records] == ["relaxed", "target_stochastic"]
+    assert [record["policy"] for record in records] == [algo, "target_stochastic"]
     assert {(record["solver"], record["clip"]) for record in records} == {(solver, "dynamic")}
 
 
 def test_relaxed_gates_need_a_solver_of_order_1(capsys):
-    assert quick("train_policy", *TINY, "--hyperparameters", "{gates: relaxed}") == 2
+    assert quick("train_policy", *TINY, "--algo", "relaxed", "--hyperparameters", "{gates: relaxed}") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("train_policy: ")
     assert "solve by ddim" in error

@@ -10,6 +10,7 @@ from agents import ALGORITHMS
 from agents.base import RecurrentAgent
 from agents.policy import PolicyInfo
 from agents.rloo import advantages, sibling_advantages
+from agents.stepper import plan
 from envs.errors import UserError
 from envs.sb3 import StepDropVecEnv
 
@@ -20,6 +21,7 @@ QUICK = {
     "a2c": {"learning_rate": 3e-3},
     "rloo": {"learning_rate": 3e-3, "n_epochs": 4},
     "relaxed": {"learning_rate": 1e-2, "batch_size": 16},
+    "pathwise": {"learning_rate": 1e-2, "batch_size": 16, "min_nfe": 2, "max_nfe": 6},
     "dqn": {"learning_starts": 64, "batch_size": 64, "train_freq": 1, "gradient_steps": 1},
     "qrdqn": {"learning_starts": 64, "batch_size": 64, "train_freq": 1, "gradient_steps": 1},
     "trpo": {"learning_rate": 3e-3},
@@ -86,6 +88,9 @@ def test_the_exported_policy_is_the_learned_one(problem, algo):
             for ours, theirs in zip(memory.chunk(2, 1), states, strict=True):
                 np.testing.assert_allclose(ours.numpy(), theirs[0], atol=1e-6)
             start = np.zeros(64, dtype=bool)
+    elif algo == "pathwise":
+        learned = plan(learner.actor_network, learner.tariff, N, observation)
+        torch.testing.assert_close(policy.plan(observation).lam, learned.lam.detach())
     elif algo in ("rloo", "relaxed", "clone"):
         expected = torch.softmax(learner.actor_network(observation), -1)[:, 1]
         torch.testing.assert_close(policy.probabilities(observation), expected.detach())
@@ -218,7 +223,7 @@ def resumed_run(problem, algo, total, **settings):
     return resumed
 
 
-@pytest.mark.parametrize("algo", ["ppo", "a2c", "trpo", "recurrent_ppo", "rloo", "clone"])
+@pytest.mark.parametrize("algo", ["ppo", "a2c", "trpo", "recurrent_ppo", "rloo", "clone", "pathwise"])
 def test_a_run_resumes_exactly(problem, algo):
     settings = {"num_envs": 16, "reward": {"neighbour": 1.0}}
     total = 16 * (N - 1) * 6

@@ -10,6 +10,7 @@ from envs.rewards import REWARDS
 from envs.rewards.base import Candidates, Ground
 from envs.rewards.discriminator import REFRESH, SMOOTHING, Discriminator
 from envs.rewards.distribution import (
+    EnergyWitness,
     GeneratedSet,
     LaplaceWitness,
     LogRatio,
@@ -187,6 +188,7 @@ KERNELS = {
     NarrowWitness: lambda d2: math.exp(-4 * d2) + math.exp(-16 * d2),
     WideWitness: lambda d2: math.exp(-d2 / 16) + math.exp(-d2 / 4),
     LaplaceWitness: lambda d2: math.exp(-math.sqrt(d2)),
+    EnergyWitness: lambda d2: -math.sqrt(d2),
     RationalWitness: lambda d2: sum((1 + d2 / (2 * a)) ** -a for a in (0.2, 0.5, 1, 2, 5)),
 }
 
@@ -198,6 +200,18 @@ def test_witnesses_of_other_kernels_by_hand(line, score):
     term = score(line, 1)
     term.begin(torch.tensor([0]), torch.tensor([1]), torch.tensor([0.1]))
     assert float(term.score(candidates(line, [0], [1], [x]))) == pytest.approx(wanted, rel=1e-5, abs=1e-7)
+
+
+def test_the_energy_witness_has_a_slope_where_a_distance_is_0_and_is_bounded_far_off(line):
+    term, rows = EnergyWitness(line, 2), torch.tensor([0, 1])
+    images = torch.tensor([1, 1])
+    term.begin(rows, images, torch.tensor([0.1, 0.1]))
+    x0 = torch.tensor([1.0, -1e4]).reshape(-1, 1, 1, 1).requires_grad_()
+    scores = term.score(Candidates(line, rows, images, x0))
+    (slope,) = torch.autograd.grad(scores.sum(), x0)
+    # Around 1 lie real 0, (1), 2 and generated 0, (1), 3; far below all, w = mean generated − mean real.
+    torch.testing.assert_close(slope.flatten(), torch.zeros(2), rtol=0, atol=1e-4)
+    torch.testing.assert_close(scores.detach(), torch.tensor([-2 / 3 + 3 / 3, 1 / 3]), rtol=0, atol=5e-3)
 
 
 def test_the_polynomial_witness_by_hand():

@@ -1,0 +1,146 @@
+"""Times of evaluations by gradients through the sampler: pathwise, no coin and no critic between.
+
+A :class:`agents.stepper.Stepper` plans each next evaluation at a real time, and the trajectory is
+differentiable in its times (:class:`envs.protocols.TimedTrajectories`). So for K evaluations, K drawn for
+every batch, what is made small is −Φ(end) itself. What an evaluation shows enters the next plan as a number:
+its own slope in earlier times is left out; how a plan moves those after it is not.
+
+A batch costs K network calls an image, again as many and a backward pass for gradients. The grid costs
+nothing and may be as fine as one likes (``env.num_decisions``), but its points are counted as decisions, as
+for all learners: on 128 points, 1,000 steps of 64 images are 8 million of them (``decisions``,
+``judge_every``).
+
+Shapes: R rows; N points of the grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from agents.actor import copied, layers_of, make_network
+from agents.own import OwnLearner
+from agents.policy import LearnedPolicy, PolicyInfo
+from agents.stepper import Stepper, Tariff, plan
+from envs.errors import UserError
+from envs.observation import Projection, observe_from
+from envs.protocols import DifferentiableProcess, Evidence
+from envs.sb3 import StepDropVecEnv
+
+
+class PathwiseLearner(OwnLearner):
+    """Learns times for ``min_nfe`` to ``max_nfe`` evaluations; the batch's process must be differentiable."""
+
+    output = "time"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "learning_rate": 2e-3,
+        "final_rate": 0.1,
+        "batch_size": 64,
+        "min_nfe": 3,
+        "max_nfe": 12,
+        "max_grad_norm": 0.5,
+        "recompute": True,
+        "sees": "sample",
+    }
+
+    def __init__(self, env: StepDropVecEnv, **others: Any) -> None:
+        super().__init__(env, **others)
+        h, core = self.hyperparameters, self.core
+        least, most = int(h["min_nfe"]), int(h["max_nfe"])
+        if not 1 <= least <= most <= len(core.walk.grid):
+            raise UserError(
+                f"need 1 <= min_nfe <= max_nfe <= env.num_decisions ({len(core.walk.grid)}), "
+                f"not {least} and {most}"
+            )
+        if most < 2:
+            raise UserError("a single evaluation leaves nothing to plan: max_nfe must be at least 2")
+        if core.moving is not None:
+            raise UserError(
+                "'pathwise' spends what it is told: give it min_nfe and max_nfe, no env.target_nfe"
+            )
+        if least < most and core.prices[0] == core.prices[1]:
+            raise UserError(
+                "prices tell 'pathwise' how many evaluations to spend: leave env.price out, "
+                "or give it min_nfe and max_nfe alike"
+            )
+        if int(h["batch_size"]) < 1:
+            raise UserError(f"batch_size must be positive, not {h['batch_size']}")
+        process = core.walk.process
+        if not isinstance(process, DifferentiableProcess):
+            raise UserError("'pathwise' learns by gradients through the sampler: this process has none")
+        self.process: DifferentiableProcess = process
+        self.tariff = Tariff(least, most, core.prices)
+
+    def _make_networks(self, inputs: int) -> dict[str, nn.Sequential]:
+        """One that begins with almost even spacings."""
+        return {"actor": make_network(inputs, 1, 0.01)}
+
+    def _round(self, left: float) -> dict[str, float]:
+        """One episode of every row, a step of the optimiser for every ``batch_size`` of them."""
+        core, h = self.core, self.hyperparameters
+        told, sizes = [], []
+        for rows in core.rows.split(int(h["batch_size"])):
+            count = int(torch.randint(self.tariff.least, self.tariff.most + 1, (), generator=self.generator))
+            images = torch.randint(0, core.num_images, (len(rows),), generator=self.generator).to(rows.device)
+            prices = torch.full_like(images, self.tariff.price(count), dtype=torch.float64)
+            core.quality.begin(rows, images, prices)
+            x0 = self._walk(images, prices, count)[1]
+            quality = core.quality.score(rows, x0).double().mean()
+            norm = self._step(-quality) if count > 1 else 0.0
+            core.quality.end(rows, x0.detach())
+            told.append([float(quality.detach()), float(count), norm])
+            sizes.append(len(rows))
+        self.num_decisions += len(core.rows) * (len(core.walk.grid) - 1)
+        share = torch.tensor(sizes, dtype=torch.float64) / len(core.rows)
+        quality_mean, spent_mean, norm_mean = (torch.tensor(told).double().T @ share).tolist()
+        return {
+            "rollout/ep_quality_mean": quality_mean,
+            "rollout/ep_nfe_mean": spent_mean,
+            "train/gradient_norm": norm_mean,
+        }
+
+    def _step(self, loss: Tensor) -> float:
+        """One step down the loss; its gradient's norm."""
+        if not loss.requires_grad:
+            raise UserError("'pathwise' needs a differentiable reward: this one says nothing of its slope")
+        self.optimizer.zero_grad()
+        loss.backward(inputs=self.parameters())
+        norm = nn.utils.clip_grad_norm_(self.parameters(), self.hyperparameters["max_grad_norm"])
+        if not bool(torch.isfinite(norm)):
+            raise UserError("gradients through the sampler are not finite: lower max_nfe")
+        self.optimizer.step()
+        return float(norm)
+
+    def _walk(self, images: Tensor, prices: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The times of ``count`` evaluations of images (R,), (R, count), and their results."""
+        grid = self.core.walk.grid
+        span = grid.lam[-1] - grid.lam[0]
+        index = torch.full_like(
+            images, len(grid) - 1
+        )  # wherever: a plan is the same up to the next evaluation
+        times = [grid.times[:1].expand(len(images))]
+        rows = self.process.timed(images, times[0], recompute=bool(self.hyperparameters["recompute"]))
+        for _ in range(count - 1):
+            seen = observe_from(grid, index, rows.lam_anchor, rows.nfe, prices, _detached(rows.evidence()))
+            planned = plan(self.actor_network, self.tariff, len(grid), seen.cpu()).lam.to(grid.lam)
+            times.append(self.process.time_of(grid.lam[0] + span * planned))
+            rows.advance(times[-1])
+        return torch.stack(times, 1), rows.x0()
+
+    def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
+        """What has been learned so far."""
+        lam = self.core.walk.grid.lam
+        return Stepper(
+            replace(info, evaluations=[self.tariff.least, self.tariff.most]),
+            copied(layers_of(self.actor_network)),
+            (lam - lam[0]) / (lam[-1] - lam[0]),
+            projection,
+        )
+
+
+def _detached(evidence: Evidence) -> Evidence:
+    return Evidence(**{field.name: getattr(evidence, field.name).detach() for field in fields(Evidence)})

@@ -1,0 +1,25 @@
+"""Differentiable trajectories whose evaluation times are real numbers, each row's own.
+
+An evaluation at s jumps there from the anchor and becomes the anchor, as in
+:class:`stepdrop_rl.process.DiffusionProcess`, whose results equal times bring; but jump, network and what
+they tell keep their gradients in s. Fresh noise is taken as it fell: only its weight has a slope.
+
+Costs a network call an evaluation, and as many again and a backward pass for gradients.
+Shapes: R rows; images (R, C, H, W); times (R,) float64.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from stepdrop_rl.differentiable import DifferentiableRows
+
+
+class TimedRows(DifferentiableRows):
+    """An :class:`envs.protocols.TimedTrajectories`."""
+
+    def advance(self, s: Tensor) -> None:
+        """Jump to ``s``, (R,), each row below its last time, and evaluate there."""
+        self._x = self._jump(self._x, self._known, self._count, s)
+        self._known = self._evaluated(self._x, s, self._known)
+        self._count = self._count + 1
