@@ -19,6 +19,7 @@ Kind = Literal["train", "search", "judge"]
 FULL = "full"
 
 _LOOK_PRICES, _LOOK_NFE = 7, 6.0  # of the validation judge
+_GRADIENT = 4  # calls' worth: the call, again for its activations, and a backward pass of two
 _PRICE_IMAGES, _PRICE_TRIES = 1024, 5  # to find the price of a budget
 _SEARCH_IMAGES = {"xue": 0, "gits": 256 * 61, "oss": 64 * 50 * 50 // 2, "ld3": 48 * 50, "energy": 1024 * 50}
 _SEARCH_PASSES = {
@@ -138,4 +139,9 @@ def cost(config: StudyConfig, job: Job, root: Path) -> float:
     training = training_of(config, job, root)
     episodes = training.decisions / max(training.env.num_decisions - 1, 1)
     looks = training.decisions / training.judge_every + 1
-    return episodes * _LOOK_NFE + looks * _LOOK_PRICES * training.judge_samples * _LOOK_NFE
+    spent = (
+        training.env.num_decisions if training.algo == "relaxed" else _LOOK_NFE
+    )  # gates call at every point
+    if training.algo in ("pathwise", "relaxed"):
+        spent *= _GRADIENT
+    return episodes * spent + looks * _LOOK_PRICES * training.judge_samples * _LOOK_NFE
