@@ -119,9 +119,7 @@ class PathwiseLearner(OwnLearner):
         """The times of ``count`` evaluations of images (R,), (R, count), and their results."""
         grid = self.core.walk.grid
         span = grid.lam[-1] - grid.lam[0]
-        index = torch.full_like(
-            images, len(grid) - 1
-        )  # wherever: a plan is the same up to the next evaluation
+        index = torch.full_like(images, len(grid) - 1)  # any: plans are the same up to the next evaluation
         times = [grid.times[:1].expand(len(images))]
         rows = self.process.timed(images, times[0], recompute=bool(self.hyperparameters["recompute"]))
         for _ in range(count - 1):

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
 from envs.rewards.base import Candidates, Ground
-from envs.rewards.distribution import GeneratedSet
+from envs.rewards.generated import GeneratedSet
 
 WIDTH = 64
 BATCH = 256

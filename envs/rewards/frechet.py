@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from envs.rewards.base import Candidates, Ground
-from envs.rewards.distribution import GeneratedSet
+from envs.rewards.generated import GeneratedSet
 
 REFRESH = 256  # results of a price bin between two estimates of its statistics
 _FLOOR = 1e-6  # of eigenvalues, relative to the largest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -10,12 +11,12 @@ from torch import Tensor
 from envs.rewards.base import Candidates, Stateless
 
 
-class TeacherDistance(Stateless):
+class TeacherDistance(Stateless, ABC):
     """Minus a distance to the teacher's result."""
 
+    @abstractmethod
     def score(self, candidates: Candidates) -> Tensor:
         """(R,)."""
-        raise NotImplementedError  # a distance says which
 
     def gain(self) -> float:
         """The teacher's own distance is 0."""

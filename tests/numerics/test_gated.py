@@ -7,28 +7,19 @@ from torch import Tensor
 from envs.mdp import Trajectories
 from envs.observation import Projection, observe_from
 from envs.philox import Role, Stream, normal
-from stepdrop_rl.diffusion import NoiseSchedule, image_scale
+from stepdrop_rl.diffusion import image_scale
 from stepdrop_rl.estimates import Clip
 from stepdrop_rl.gated import GatedRows
 from stepdrop_rl.models.analytic import GaussianMixture
 from stepdrop_rl.process import DiffusionProcess
 from stepdrop_rl.solvers import SOLVERS, make_solver
 
-from .conftest import denoiser_of, network
+from .conftest import MIXTURE_SHAPE, denoiser_of, mixture_process, network
 
-SHAPE = (1, 2, 2)
 # No integers: lam, linear between them, has kinks there, which finite differences would straddle.
 TIMES = torch.tensor([950.5, 800.5, 611.5, 480.5, 300.25, 120.5, 31.5], dtype=torch.float64)
 COUNT = 12
 IMAGES = torch.arange(40, 40 + COUNT)
-
-
-def process(solver: str, count: int = COUNT, clip: Clip = "static") -> DiffusionProcess:
-    means = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
-    model = GaussianMixture(NoiseSchedule("cosine", 1000), means, 0.2)
-    return DiffusionProcess(
-        model, make_solver(solver), num_rows=count, seed=3, role=Role.POLICY_TRAINING, clip=clip
-    )
 
 
 def coins(count: int = COUNT) -> Tensor:
@@ -40,7 +31,7 @@ def coins(count: int = COUNT) -> Tensor:
 
 @pytest.mark.parametrize("solver", [*SOLVERS, "ddim:eta=0.5", "ddim:eta=1-0"])
 def test_whole_gates_are_the_environment_bit_for_bit(solver: str) -> None:
-    running = process(solver)
+    running = mixture_process(solver)
     rows, prices = torch.arange(COUNT), torch.full((COUNT,), 0.02, dtype=torch.float64)
     walk = Trajectories(running, TIMES)
     walk.begin(rows, IMAGES, prices)
@@ -57,12 +48,12 @@ def test_whole_gates_are_the_environment_bit_for_bit(solver: str) -> None:
 
 def test_relaxed_ddim_mixes_estimates_from_point_to_point() -> None:
     # The plain way: one jump from each point to the next, D ← g·x0_hat + (1 − g)·D.
-    running = process("ddim", clip="none")
+    running = mixture_process("ddim", clip="none")
     gates = torch.rand(len(TIMES) - 1, COUNT, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     gated = GatedRows(running, IMAGES, TIMES, dtype=torch.float64)
     schedule, model = running.schedule, running.denoiser
     assert isinstance(model, GaussianMixture)
-    x = normal(SHAPE, seed=3, role=Role.POLICY_TRAINING, stream=Stream.INITIAL, image=IMAGES).double()
+    x = normal(MIXTURE_SHAPE, seed=3, role=Role.POLICY_TRAINING, stream=Stream.INITIAL, image=IMAGES).double()
     t = TIMES[0].expand(COUNT)
     data = model.x0(x, t)
     for g, time in zip(gates, TIMES[1:], strict=True):
@@ -79,7 +70,7 @@ def test_relaxed_ddim_mixes_estimates_from_point_to_point() -> None:
 def outcome(solver: str, clip: Clip, gates: Tensor) -> Tensor:
     """All that a trajectory tells, as a function of its gates (N − 1, R)."""
     count = gates.shape[1]
-    gated = GatedRows(process(solver, count, clip), IMAGES[:count], TIMES, dtype=torch.float64)
+    gated = GatedRows(mixture_process(solver, count, clip), IMAGES[:count], TIMES, dtype=torch.float64)
     told = []
     for g in gates:
         gated.advance(g)
@@ -142,16 +133,3 @@ def test_a_network_called_again_gives_the_same_gradients() -> None:
         found.append(torch.autograd.grad(loss, gates)[0])
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
     assert float(found[0].abs().min()) > 0
-
-
-def test_it_disturbs_no_row_of_its_process() -> None:
-    running, alone = process("multistep"), process("multistep")
-    rows = torch.arange(COUNT)
-    for one in (running, alone):
-        one.start(rows, IMAGES, TIMES[:1].expand(COUNT))
-        one.evaluate(rows, TIMES[:1].expand(COUNT))
-    gated = running.gated(IMAGES + 7, TIMES)
-    gated.advance(torch.ones(COUNT))
-    for one in (running, alone):
-        one.evaluate(rows, TIMES[2:3].expand(COUNT))
-    assert torch.equal(running.x0(rows), alone.x0(rows))

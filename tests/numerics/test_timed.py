@@ -8,30 +8,19 @@ from agents.fixed import FixedSchedule
 from envs.mdp import Trajectories
 from envs.observation import Projection, observe_from
 from envs.philox import Role
-from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.engine import Engine
 from stepdrop_rl.estimates import Clip
-from stepdrop_rl.models.analytic import GaussianMixture
 from stepdrop_rl.process import DiffusionProcess
 from stepdrop_rl.solvers import SOLVERS, make_solver
 from stepdrop_rl.timed import TimedRows
 
-from .conftest import denoiser_of, network
+from .conftest import denoiser_of, mixture_process, network
 
-SHAPE = (1, 2, 2)
 # No integers: lam, linear between them, has kinks there, which finite differences would straddle.
 TIMES = torch.tensor([950.5, 800.5, 611.5, 480.5, 300.25, 120.5, 31.5], dtype=torch.float64)
 COUNT = 12
 IMAGES = torch.arange(40, 40 + COUNT)
 EVERY = [*SOLVERS, "ddim:eta=0.5", "ddim:eta=1-0"]
-
-
-def process(solver: str, clip: Clip = "static") -> DiffusionProcess:
-    means = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
-    model = GaussianMixture(NoiseSchedule("cosine", 1000), means, 0.2)
-    return DiffusionProcess(
-        model, make_solver(solver), num_rows=COUNT, seed=3, role=Role.POLICY_TRAINING, clip=clip
-    )
 
 
 def network_process(solver: str) -> DiffusionProcess:
@@ -54,7 +43,7 @@ def own_points() -> Tensor:
     return (u.argsort(1)[:, :4].sort(1).values + 1).T
 
 
-@pytest.mark.parametrize("make", [process, network_process])
+@pytest.mark.parametrize("make", [mixture_process, network_process])
 @pytest.mark.parametrize("solver", EVERY)
 def test_on_equal_times_it_is_the_process_bit_for_bit(solver: str, make) -> None:
     running, rows = make(solver), torch.arange(COUNT)
@@ -97,7 +86,7 @@ DETERMINISTIC = [name for name in SOLVERS if not make_solver(name).stochastic]
 @pytest.mark.parametrize("clip", ["none", "static", "dynamic"])
 @pytest.mark.parametrize("solver", DETERMINISTIC)
 def test_gradients_in_times_are_finite_differences(solver: str, clip: Clip) -> None:
-    running = process(solver, clip)
+    running = mixture_process(solver, COUNT, clip)
 
     def told(times: Tensor) -> Tensor:
         timed = TimedRows(running, IMAGES[:3], TIMES[:1].expand(3), dtype=torch.float64)
@@ -132,14 +121,17 @@ def test_a_networks_gradient_passes_through_its_time(recompute: bool) -> None:
     assert abs(found) > 1e-4
 
 
-def test_it_disturbs_no_row_of_its_process() -> None:
-    running, alone = process("multistep"), process("multistep")
+@pytest.mark.parametrize("kind", ["timed", "gated"])
+def test_it_disturbs_no_row_of_its_process(kind: str) -> None:
+    running, alone = mixture_process("multistep"), mixture_process("multistep")
     rows = torch.arange(COUNT)
     for one in (running, alone):
         one.start(rows, IMAGES, TIMES[:1].expand(COUNT))
         one.evaluate(rows, TIMES[:1].expand(COUNT))
-    timed = running.timed(IMAGES + 7, TIMES[:1].expand(COUNT))
-    timed.advance(TIMES[1:2].expand(COUNT))
+    if kind == "timed":
+        running.timed(IMAGES + 7, TIMES[:1].expand(COUNT)).advance(TIMES[1:2].expand(COUNT))
+    else:
+        running.gated(IMAGES + 7, TIMES).advance(torch.ones(COUNT))
     for one in (running, alone):
         one.evaluate(rows, TIMES[2:3].expand(COUNT))
     assert torch.equal(running.x0(rows), alone.x0(rows))

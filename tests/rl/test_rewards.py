@@ -11,7 +11,6 @@ from envs.rewards.base import Candidates, Ground
 from envs.rewards.discriminator import REFRESH, SMOOTHING, Discriminator
 from envs.rewards.distribution import (
     EnergyWitness,
-    GeneratedSet,
     LaplaceWitness,
     LogRatio,
     NarrowWitness,
@@ -21,6 +20,7 @@ from envs.rewards.distribution import (
     WideWitness,
     Witness,
 )
+from envs.rewards.generated import GeneratedSet
 from envs.rewards.local_error import LocalError
 from envs.rewards.realism import Realism
 from envs.rewards.teacher import FeatureDistance, PixelDistance
@@ -138,7 +138,7 @@ def test_the_generated_set_is_frozen_within_an_episode_and_moves_on_after(line):
 
 
 def test_the_window_slides_and_never_shows_what_was_overwritten(line, monkeypatch):
-    import envs.rewards.distribution as module
+    import envs.rewards.generated as module
 
     monkeypatch.setattr(module, "WINDOW", 4)
     generated = module.GeneratedSet(line, 1)
