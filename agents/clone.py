@@ -120,7 +120,7 @@ class CloneLearner(OwnLearner):
         found = [read_plan(Path(str(file))) for file in files]
         self.experts = Experts(found, self.core.walk.grid.times)
 
-    def _make_networks(self, inputs: int) -> dict[str, nn.Sequential]:
+    def _make_networks(self, inputs: int) -> dict[str, nn.Module]:
         """The actor alone, and steep."""
         actor = make_network(inputs, 2, 0.01)
         sharpen(layers_of(actor)[0][0])

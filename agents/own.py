@@ -60,18 +60,23 @@ class OwnLearner(ABC):
         self.core = env.core
         self.log = log
         self.hyperparameters = {**self.defaults, **hyperparameters}
+        self._check()
         self.generator = torch.Generator().manual_seed(seed)
         inputs = self.core.walk.observe(self.core.rows[:0]).shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.networks = self._make_networks(inputs)
         blind(self.actor_network, str(self.hyperparameters["sees"]))
-        rate = self.hyperparameters["learning_rate"]
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=rate, eps=1e-5)
+        groups = [{"params": parameters, "lr": rate} for parameters, rate in self._rates()]
+        self.optimizer = torch.optim.Adam(groups, eps=1e-5)
+        self._decays = [LinearDecay(rate, self.hyperparameters["final_rate"]) for _, rate in self._rates()]
         self.num_decisions = 0
         self.core.reset(seed)
 
-    def _make_networks(self, inputs: int) -> dict[str, nn.Sequential]:
+    def _check(self) -> None:  # noqa: B027 - nothing to refuse is the usual case
+        """:class:`UserError` where hyperparameters and environment do not fit."""
+
+    def _make_networks(self, inputs: int) -> dict[str, nn.Module]:
         """Fresh networks by the names that they are kept under: an actor that spends ``initial_nfe``."""
         actor = make_network(inputs, 2, 0.01)
         start_at(layers_of(actor), self.hyperparameters["initial_nfe"], len(self.core.walk.grid))
@@ -88,7 +93,16 @@ class OwnLearner(ABC):
     @property
     def actor_network(self) -> nn.Sequential:
         """From observations to the logits of skip, evaluate."""
-        return self.networks["actor"]
+        return self._layered("actor")
+
+    def _layered(self, name: str) -> nn.Sequential:
+        network = self.networks[name]
+        assert isinstance(network, nn.Sequential)
+        return network
+
+    def _rates(self) -> list[tuple[list[nn.Parameter], float]]:
+        """What learns, in parts, each with the rate at which it begins; the first one's is logged."""
+        return [(self.parameters(), float(self.hyperparameters["learning_rate"]))]
 
     def parameters(self) -> list[nn.Parameter]:
         """All that learns."""
@@ -101,13 +115,12 @@ class OwnLearner(ABC):
 
     def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:
         """Learn until ``decisions`` in all; ``go_on`` hears the count before each round and may end it."""
-        decay = LinearDecay(self.hyperparameters["learning_rate"], self.hyperparameters["final_rate"])
         while self.num_decisions < decisions and go_on(self.num_decisions):
             left = 1 - self.num_decisions / decisions
-            rate = decay(left)
-            for parameters in self.optimizer.param_groups:
-                parameters["lr"] = rate
-            self.log(self._round(left) | {"train/learning_rate": rate}, self.num_decisions)
+            rates = [decay(left) for decay in self._decays]
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            self.log(self._round(left) | {"train/learning_rate": rates[0]}, self.num_decisions)
 
     def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
         """What has been learned so far."""

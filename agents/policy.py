@@ -175,7 +175,7 @@ class RecurrentPolicy(LearnedPolicy):
 
 def build_policy(raw: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> LearnedPolicy:
     """Make a policy from what its folder holds; :class:`UserError` where the two do not fit."""
-    from agents.stepper import Stepper  # is a LearnedPolicy itself
+    from agents.stepper import build_stepper  # what it builds is a LearnedPolicy
 
     if raw.get("schema") != SCHEMA:
         raise UserError(f"{source} has schema '{raw.get('schema')}', this version reads '{SCHEMA}'")
@@ -190,21 +190,20 @@ def build_policy(raw: dict[str, Any], tensors: dict[str, Tensor], source: Path) 
         if not (len(info.times) >= 2 and len(info.prices) == 2 and len(info.evaluations) in (0, 2)):
             raise TypeError("its grid or its range of prices or evaluations")
         torch.tensor([*info.times, *info.prices], dtype=torch.float64)
-        count = sum(name.startswith("layers.") and name.endswith(".weight") for name in tensors)
-        layers = [(tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"]) for i in range(count)]
-        cell = [tensors[f"lstm.{name}"] for name in LSTM] if info.memory else []
-        lam = tensors["lam"] if info.evaluations else None
+        seen = len(ENTRIES) + info.num_features
         projection = None
         if info.num_features:
             names = tuple(info.features)
             projection = Projection(tensors["projection.matrix"], tensors["projection.mean"], names)
-        seen = len(ENTRIES) + info.num_features
-        fits = info.activation in _ACTIVATIONS and layers[-1][0].shape[0] == (1 if info.evaluations else 2)
+            if projection.matrix.shape != (len(projection.mean), info.num_features):
+                raise ValueError("projection")
+        if info.evaluations:
+            return build_stepper(info, tensors, projection)
+        count = sum(name.startswith("layers.") and name.endswith(".weight") for name in tensors)
+        layers = [(tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"]) for i in range(count)]
+        cell = [tensors[f"lstm.{name}"] for name in LSTM] if info.memory else []
+        fits = info.activation in _ACTIVATIONS and layers[-1][0].shape[0] == 2
         fits &= layers[0][0].shape[1] == (info.memory or seen)
-        if projection is not None:
-            fits &= projection.matrix.shape == (len(projection.mean), info.num_features)
-        if lam is not None:
-            fits &= lam.shape == (len(info.times),) and 1 <= info.evaluations[0] <= info.evaluations[1]
         wide = 4 * info.memory
         wanted = [(wide, seen), (wide, info.memory), (wide,), (wide,)]
         fits &= all(part.shape == shape for part, shape in zip(cell, wanted, strict=False))
@@ -212,8 +211,6 @@ def build_policy(raw: dict[str, Any], tensors: dict[str, Tensor], source: Path) 
         raise UserError(f"{source} is damaged: {error} is missing or wrong") from None
     if not fits:
         raise UserError(f"{source} is damaged: its network does not fit the observation")
-    if lam is not None:
-        return Stepper(info, layers, lam, projection)
     if info.memory:
         return RecurrentPolicy(info, cell, layers, projection)
     return LearnedPolicy(info, layers, projection)

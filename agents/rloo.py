@@ -21,7 +21,6 @@ from agents.own import OwnLearner
 from agents.policy import LearnedPolicy
 from agents.start import fit_critic
 from envs.errors import UserError
-from envs.sb3 import StepDropVecEnv
 
 
 def sibling_advantages(advantages: Tensor, group: int) -> Tensor:
@@ -62,20 +61,19 @@ class RLOOLearner(OwnLearner):
         "sees": "sample",
     }
 
-    def __init__(self, env: StepDropVecEnv, **others: Any) -> None:
-        super().__init__(env, **others)
+    def _check(self) -> None:
         group = self.hyperparameters["group"]
-        if env.num_envs % int(group):
-            raise UserError(f"num_envs ({env.num_envs}) must be a multiple of the group ({group})")
+        if self.env.num_envs % int(group):
+            raise UserError(f"num_envs ({self.env.num_envs}) must be a multiple of the group ({group})")
 
-    def _make_networks(self, inputs: int) -> dict[str, nn.Sequential]:
+    def _make_networks(self, inputs: int) -> dict[str, nn.Module]:
         """Actor and critic."""
         return super()._make_networks(inputs) | {"critic": make_network(inputs, 1, 1.0)}
 
     @property
     def critic(self) -> nn.Sequential:
         """From observations to what is yet to be earned."""
-        return self.networks["critic"]
+        return self._layered("critic")
 
     def start_from(self, policy: LearnedPolicy, seed: int) -> None:
         """The actor gets its weights, the critic learns what they earn."""

@@ -1,5 +1,6 @@
 """Learning algorithms: exported policies, first ratios, siblings, a problem that must be solved."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,9 @@ import torch
 
 from agents import ALGORITHMS
 from agents.base import RecurrentAgent
+from agents.planning import shown
 from agents.policy import PolicyInfo
 from agents.rloo import advantages, sibling_advantages
-from agents.stepper import plan
 from envs.errors import UserError
 from envs.sb3 import StepDropVecEnv
 
@@ -89,8 +90,11 @@ def test_the_exported_policy_is_the_learned_one(problem, algo):
                 np.testing.assert_allclose(ours.numpy(), theirs[0], atol=1e-6)
             start = np.zeros(64, dtype=bool)
     elif algo == "pathwise":
-        learned = plan(learner.actor_network, learner.tariff, N, observation)
-        torch.testing.assert_close(policy.plan(observation).lam, learned.lam.detach())
+        seen = shown(observation, N)
+        seen = replace(seen, spent=seen.spent.clamp(max=learner.most))
+        observation[:, 3] = seen.spent / N
+        count = learner.worth.count(seen)
+        torch.testing.assert_close(policy.plan(observation).lam, learner.timing(seen, count).detach())
     elif algo in ("rloo", "relaxed", "clone"):
         expected = torch.softmax(learner.actor_network(observation), -1)[:, 1]
         torch.testing.assert_close(policy.probabilities(observation), expected.detach())
