@@ -209,11 +209,12 @@ class PathwiseLearner(OwnLearner):
             observation = observe_from(grid, index, rows.lam_anchor, rows.nfe, price, evidence).cpu()
             seen = shown(observation, len(grid))
             situations.append(replace(seen, entries=seen.entries.detach()))
-            if spent == minds.final:
-                break
             count = minds.at(spent)
             if torch.is_grad_enabled():
                 self.timing.meet(seen, count)
+                self.worth.meet(seen)
+            if spent == minds.final:
+                break
             planned = self.timing(seen, count).to(grid.lam)
             times.append(self.process.time_of(grid.lam[0] + span * planned))
             rows.advance(times[-1])
@@ -228,11 +229,13 @@ class PathwiseLearner(OwnLearner):
             norm = nn.utils.clip_grad_norm_(self.timing.parameters(), self.hyperparameters["max_grad_norm"])
             if not bool(torch.isfinite(norm)):
                 raise UserError("gradients through the sampler are not finite: lower max_nfe")
-        spent, entries, count, worth = self.memory.lesson(self.generator)
-        guess = self.worth(spent, entries).gather(1, (count - self.least).unsqueeze(1)).squeeze(1)
-        off = (guess - worth).square().mean() / worth.var().clamp(min=1e-6)
-        off.backward()
-        self.optimizer.step()
+        for _ in range(4):
+            spent, entries, count, worth = self.memory.lesson(self.generator)
+            guess = self.worth(spent, entries).gather(1, (count - self.least).unsqueeze(1)).squeeze(1)
+            off = (guess - worth).square().mean() / worth.var().clamp(min=1e-6)
+            off.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
         return float(norm), float(off.detach())
 
     def start_from(self, policy: LearnedPolicy, seed: int) -> None:

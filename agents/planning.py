@@ -122,6 +122,18 @@ class Timing(nn.Module):
         """Remember what samples show that are to have ``count`` (R,) evaluations."""
         self.usual.meet(count - self.least, seen.spent, seen.entries)
 
+    def near(self, seen: Shown) -> Tensor:
+        """Which K samples may change their plan to, (R, C): those of a usual place at most one off theirs.
+
+        After n evaluations plans are told apart by where the last one was; after the first they are not.
+        """
+        usual = self.usual.mean[:, seen.spent, _AT["lam"]].T
+        off = (usual - seen.lam.unsqueeze(1)).abs()
+        counts = torch.arange(self.least, self.most + 1, device=off.device)
+        off = off.masked_fill(counts < seen.spent.unsqueeze(1), torch.inf)
+        plan = off.argmin(1, keepdim=True)
+        return ((counts - self.least - plan).abs() <= 1) | (seen.spent.unsqueeze(1) <= 1)
+
     def forward(self, seen: Shown, count: Tensor) -> Tensor:
         """λ′, (R,), of samples that are to have ``count`` (R,) evaluations."""
         row, left = count - self.least, count - seen.spent
@@ -160,10 +172,9 @@ class Worth(nn.Module):
         return self.table[spent] + self.network(told + where)
 
     @torch.no_grad()
-    def count(self, seen: Shown) -> Tensor:
-        """K of each sample, (R,) int64: the best, after price, of those that are not past."""
+    def count(self, seen: Shown, allowed: Tensor) -> Tensor:
+        """K of each sample, (R,) int64: the best, after price, of those ``allowed`` (R, C) and not past."""
         counts = torch.arange(self.least, self.most + 1, device=seen.spent.device)
         net = self(seen.spent, seen.entries).double() - seen.price.unsqueeze(1) * counts
-        past = counts < seen.spent.unsqueeze(1)
-        past[:, -1] = False
-        return counts[net.masked_fill(past, -torch.inf).argmax(1)]
+        out = (counts < seen.spent.unsqueeze(1)) | ~allowed
+        return counts[net.masked_fill(out, -torch.inf).argmax(1)]

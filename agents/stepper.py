@@ -68,7 +68,7 @@ class Stepper(LearnedPolicy):
         """Where the samples' next evaluations are to lie."""
         self._follow(observation.device)
         seen = shown(observation, len(self.lam))
-        count = self.worth.count(seen)
+        count = self.worth.count(seen, self.timing.near(seen))
         return Plan(self.timing(seen, count), count - seen.spent)
 
     def probabilities(self, observation: Tensor) -> Tensor:

@@ -1,16 +1,21 @@
 """One model at several budgets with several solvers: the baseline table of a model card.
 
 Each rung is drawn in a process of its own, so that its peak of memory is its own. It ends with this one.
+With ``--json FILE`` every finished rung is written there at once, and one that FILE holds is not drawn again.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from stepdrop_rl.comparison import RESULT_SCHEMA, records
 from stepdrop_rl.config import EvaluateConfig
 from stepdrop_rl.metrics import distance_name
+from stepdrop_rl.weights import read_json
 
 Record = dict[str, Any]
 
@@ -32,6 +37,8 @@ def climb(config: EvaluateConfig) -> None:
     arena, _ = make_arena(_rung(config, *rungs[0]), blocks=config.blocks, judge=config.metrics.judge)
     distance = distance_name(arena.extractor.name)
     num_real = arena.reference.num_images
+    settings = _settings(config, arena.model.hash)
+    known = _finished(config.json, settings)
     found: list[Record] = []
     name = f"ladder-{config.data.name}"
     with start_run(
@@ -41,17 +48,27 @@ def climb(config: EvaluateConfig) -> None:
             task = bar.add_task("rungs", total=len(rungs), note="")
             for solver, count in rungs:
                 bar.update(task, note=f"{solver}, {count} evaluations")
-                with one_worker() as pool:
-                    record = pool.submit(judge_rung, _rung(config, solver, count)).result()
+                record = known.get(f"{solver} {count}")
+                if record is None:
+                    with one_worker() as pool:
+                        record = pool.submit(judge_rung, _rung(config, solver, count)).result()
                 numbers = {
                     key: float(value) for key, value in record.items() if isinstance(value, int | float)
                 }
-                settings = {"solver": solver, "nfe": count, "num_samples": config.num_samples}
+                child_config = {"solver": solver, "nfe": count, "num_samples": config.num_samples}
                 with start_run(
-                    f"{solver}-{count}", mode=config.tracking, config=settings, parent=tracker
+                    f"{solver}-{count}", mode=config.tracking, config=child_config, parent=tracker
                 ) as child:
                     child.log_metrics(numbers)
                     found.append(record | {"mlflow_run_id": child.id})
+                known[f"{solver} {count}"] = found[-1]
+                if config.json is not None:
+                    everything = {
+                        "schema": RESULT_SCHEMA,
+                        "settings": settings,
+                        "records": list(known.values()),
+                    }
+                    write_json(config.json, everything)
                 bar.advance(task)
         tracker.log_dict({"schema": RESULT_SCHEMA, "records": found}, "result.json")
         where = tracker.where()
@@ -64,10 +81,29 @@ def climb(config: EvaluateConfig) -> None:
     )
     print_table(header, rows, title)
     if config.json is not None:
-        write_json(config.json, {"schema": RESULT_SCHEMA, "records": found})
         print(f"records: {config.json}")
     if where:
         print(f"runs: {where}")
+
+
+def _settings(config: EvaluateConfig, model_hash: str) -> dict[str, Any]:
+    """What decides the numbers of a rung, but the rung."""
+    free = ("ladder", "json", "tracking", "device", "data")
+    kept = {key: value for key, value in asdict(config).items() if key not in free}
+    plain: dict[str, Any] = json.loads(
+        json.dumps(kept | {"data": config.data.name, "model_hash": model_hash})
+    )
+    return plain
+
+
+def _finished(path: str | None, settings: Mapping[str, Any]) -> dict[str, Record]:
+    """The rungs that an earlier run with these settings left in its file, by solver and count."""
+    if path is None or not Path(path).exists():
+        return {}
+    held = read_json(path)
+    if held.get("settings") != settings:
+        return {}
+    return {f"{record['solver']} {record['nfe_mean']:.0f}": record for record in held["records"]}
 
 
 def _rung(config: EvaluateConfig, solver: str, count: int) -> EvaluateConfig:
