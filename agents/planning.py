@@ -1,34 +1,27 @@
-"""Planning evaluations: how many in all, and where the next one lies, from what the last one showed.
+"""Planning evaluations: as many as the price pays for, each where the last one's look suggests.
 
-After n evaluations, the last of them at λ (half log-SNR, 0 at the grid's start and 1 at its end), a sample is
-to have the K ≥ n evaluations that are worth the most,
+With K evaluations to spend, n of them spent and r = K − n left, the next one lies at
 
-    K = argmax_K W_K − price·K,
+    λ′ = λ + (1 − λ)·sigmoid(logit(1/(r + 1)) + z),
 
-W_K being what its end is expected to be worth if it stops after K; n may be that K. With r = K − n left, the
-next one lies at
+λ being the half log-SNR of the last evaluation, 0 at the grid's start and 1 at its end. With z = 0 every
+time, times are even in half log-SNR, and as much is left out at the end as lies between two of them. z is a
+habit, one number for every (K, n), which alone would make fixed schedules, and what an actor adds to it: it
+is told how far the sample is from what is usual there.
 
-    λ′ = λ + (1 − λ)·sigmoid(logit(1/(r + 1)) + z).
-
-With z = 0 every time, times are even in half log-SNR, and as much is left out at the end as lies between
-two of them. z is a habit, one number for every (K, n), which alone would make fixed schedules, and what an
-actor adds to it; W is a table, too, and what a network adds. Both are told how far the sample is from what is
-usual.
-
-K is chosen anew after every evaluation: a rollout policy (Bertsekas and Tsitsiklis 1996, section 6.1), at
-least as good as the plans that W knows of. Shapes: R samples; D observation entries; N points of the grid;
-C numbers of evaluations, M the greatest.
+Shapes: R samples; D observation entries; N points of the grid; C numbers of evaluations, M the greatest.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from agents.actor import make_network
-from envs.observation import ENTRIES
+from envs.observation import ENTRIES, LOWEST_PRICE, log_price
 
 _AT = {entry.name: i for i, entry in enumerate(ENTRIES)}
 _FARTHEST = 6.0  # |z| stays below: no jump so short that rates of change along it are noise
@@ -38,19 +31,49 @@ _UNHEARD_OF = 5.0  # deviations: nothing is told to be farther from what is usua
 
 
 @dataclass(frozen=True)
+class Tariff:
+    """How many evaluations a price pays for: linear in its logarithm.
+
+    Args:
+        least: K at the highest price.
+        most: K at the lowest.
+        prices: The lowest and the highest.
+    """
+
+    least: int
+    most: int
+    prices: tuple[float, float]
+
+    def share(self, count: Tensor) -> Tensor:
+        """Where among the numbers of evaluations these are: 0 at the least, 1 at the most."""
+        return (count - self.least) / max(self.most - self.least, 1)
+
+    def price(self, count: int) -> float:
+        """The price in the middle of those that pay for ``count`` evaluations."""
+        low, high = (math.log(max(price, LOWEST_PRICE)) for price in self.prices)
+        return math.exp(high + float(self.share(torch.tensor(count))) * (low - high))
+
+    def count(self, seen: Tensor) -> Tensor:
+        """K for what the observation shows of prices, (R,) int64."""
+        low, high = log_price(torch.tensor(self.prices, dtype=torch.float64)).tolist()
+        dear = (seen.double() - low) / max(high - low, 1e-9)
+        return (self.most - dear.clamp(0, 1) * (self.most - self.least)).round().long()
+
+
+@dataclass(frozen=True)
 class Shown:
     """What there is to plan with, the same at all points up to the next evaluation.
 
     Args:
         lam: (R,) half log-SNR of the last evaluation.
         spent: (R,) evaluations so far, int64.
-        price: (R,) of an evaluation.
+        log_price: (R,) what is seen of the price of an evaluation.
         entries: (R, D) what the last evaluation showed and where it was; all other entries are 0.
     """
 
     lam: Tensor
     spent: Tensor
-    price: Tensor
+    log_price: Tensor
     entries: Tensor
 
 
@@ -62,7 +85,7 @@ def shown(observation: Tensor, num_points: int) -> Shown:
     known = dict.fromkeys(other, torch.zeros_like(lam)) | {"lam": lam}
     own = [known.get(name, observation[:, i]) for name, i in _AT.items()]
     entries = torch.cat((torch.stack(own, 1), observation[:, len(ENTRIES) :]), 1)
-    return Shown(lam, spent, 10 ** (2 * observation[:, _AT["log_price"]].double()), entries)
+    return Shown(lam, spent, observation[:, _AT["log_price"]], entries)
 
 
 class Usual(nn.Module):
@@ -122,18 +145,6 @@ class Timing(nn.Module):
         """Remember what samples show that are to have ``count`` (R,) evaluations."""
         self.usual.meet(count - self.least, seen.spent, seen.entries)
 
-    def near(self, seen: Shown) -> Tensor:
-        """Which K samples may change their plan to, (R, C): those of a usual place at most one off theirs.
-
-        After n evaluations plans are told apart by where the last one was; after the first they are not.
-        """
-        usual = self.usual.mean[:, seen.spent, _AT["lam"]].T
-        off = (usual - seen.lam.unsqueeze(1)).abs()
-        counts = torch.arange(self.least, self.most + 1, device=off.device)
-        off = off.masked_fill(counts < seen.spent.unsqueeze(1), torch.inf)
-        plan = off.argmin(1, keepdim=True)
-        return ((counts - self.least - plan).abs() <= 1) | (seen.spent.unsqueeze(1) <= 1)
-
     def forward(self, seen: Shown, count: Tensor) -> Tensor:
         """λ′, (R,), of samples that are to have ``count`` (R,) evaluations."""
         row, left = count - self.least, count - seen.spent
@@ -145,36 +156,3 @@ class Timing(nn.Module):
         z = _FARTHEST * torch.tanh(z / _FARTHEST)
         share = torch.sigmoid(z - torch.log(left.clamp(min=1)))  # logit(1/(r + 1)) = −log r
         return seen.lam + (1 - seen.lam) * share
-
-
-class Worth(nn.Module):
-    """Says what samples' ends will be worth if they stop after K evaluations, for every K.
-
-    Args: as of a :class:`Timing`.
-    """
-
-    def __init__(self, least: int, most: int, entries: int) -> None:
-        super().__init__()
-        self.least, self.most = least, most
-        self.table = nn.Parameter(torch.zeros(most + 1, most - least + 1))
-        self.usual = Usual((1, most + 1), entries)
-        self.network = make_network(entries, most - least + 1, 0.01)
-
-    def meet(self, seen: Shown) -> None:
-        """Remember what samples show."""
-        self.usual.meet(torch.zeros_like(seen.spent), seen.spent, seen.entries)
-
-    def forward(self, spent: Tensor, entries: Tensor) -> Tensor:
-        """W, (R, C), of samples with ``spent`` (R,) evaluations that showed (R, D)."""
-        told = self.usual(torch.zeros_like(spent), spent, entries)
-        where = torch.zeros_like(told)
-        where[:, _AT["evaluations"]] = spent / self.most
-        return self.table[spent] + self.network(told + where)
-
-    @torch.no_grad()
-    def count(self, seen: Shown, allowed: Tensor) -> Tensor:
-        """K of each sample, (R,) int64: the best, after price, of those ``allowed`` (R, C) and not past."""
-        counts = torch.arange(self.least, self.most + 1, device=seen.spent.device)
-        net = self(seen.spent, seen.entries).double() - seen.price.unsqueeze(1) * counts
-        out = (counts < seen.spent.unsqueeze(1)) | ~allowed
-        return counts[net.masked_fill(out, -torch.inf).argmax(1)]

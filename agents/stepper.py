@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from agents.actor import layers_of, under
-from agents.planning import Timing, Worth, shown
+from agents.planning import Tariff, Timing, shown
 from agents.policy import LearnedPolicy, PolicyInfo
 from envs.observation import ENTRIES, Projection
 
@@ -31,14 +31,12 @@ class Plan:
 class Stepper(LearnedPolicy):
     """An :class:`agents.base.Agent` that evaluates the grid's points nearest to the times it plans.
 
-    It spends as many evaluations as it plans (or all N points, where they are fewer): a planned one that
-    comes before the next point is made there, one that would leave too few points for the rest is made as
-    late as it can.
+    It spends K evaluations (or all N points, where they are fewer): a planned one that comes before the next
+    point is made there, one that would leave too few points for the rest is made as late as it can.
 
     Args:
         info: What it was trained for; ``evaluations`` are its fewest and most.
         timing: Says where.
-        worth: Says how many.
         lam: (N,) half log-SNR at its times, 0 at the first and 1 at the last.
         projection: As of a :class:`LearnedPolicy`.
     """
@@ -47,13 +45,13 @@ class Stepper(LearnedPolicy):
         self,
         info: PolicyInfo,
         timing: Timing,
-        worth: Worth,
         lam: Tensor,
         projection: Projection | None = None,
     ) -> None:
         super().__init__(info, layers_of(timing.actor), projection)
         self.timing = timing.requires_grad_(False)
-        self.worth = worth.requires_grad_(False)
+        least, most = info.evaluations
+        self.tariff = Tariff(least, most, (info.prices[0], info.prices[1]))
         self.lam = lam.detach().double().cpu()
 
     def _follow(self, device: torch.device) -> None:
@@ -61,14 +59,13 @@ class Stepper(LearnedPolicy):
         if self.lam.device != device:
             self.lam = self.lam.to(device)
             self.timing.to(device)
-            self.worth.to(device)
 
     @torch.no_grad()
     def plan(self, observation: Tensor) -> Plan:
         """Where the samples' next evaluations are to lie."""
         self._follow(observation.device)
         seen = shown(observation, len(self.lam))
-        count = self.worth.count(seen, self.timing.near(seen))
+        count = self.tariff.count(seen.log_price)
         return Plan(self.timing(seen, count), count - seen.spent)
 
     def probabilities(self, observation: Tensor) -> Tensor:
@@ -83,8 +80,7 @@ class Stepper(LearnedPolicy):
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by name, as they are stored, and its grid."""
         named = {name: value for name, value in super().tensors().items() if not name.startswith("layers.")}
-        for part, module in (("timing", self.timing), ("worth", self.worth)):
-            named |= {f"{part}.{name}": value for name, value in module.state_dict().items()}
+        named |= {f"timing.{name}": value for name, value in self.timing.state_dict().items()}
         return named | {"lam": self.lam}
 
 
@@ -94,10 +90,9 @@ def build_stepper(info: PolicyInfo, tensors: Mapping[str, Tensor], projection: P
     entries = len(ENTRIES) + info.num_features
     if not 1 <= least <= most or tensors["lam"].shape != (len(info.times),):
         raise ValueError("its range of evaluations or its grid")
-    timing, worth = Timing(least, most, entries), Worth(least, most, entries)
+    timing = Timing(least, most, entries)
     try:
         timing.load_state_dict(under(dict(tensors), "timing."))
-        worth.load_state_dict(under(dict(tensors), "worth."))
     except RuntimeError:
-        raise ValueError("a network") from None
-    return Stepper(info, timing, worth, tensors["lam"], projection)
+        raise ValueError("its network") from None
+    return Stepper(info, timing, tensors["lam"], projection)
