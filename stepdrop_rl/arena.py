@@ -37,9 +37,11 @@ from stepdrop_rl.parallel import World, device_of
 from stepdrop_rl.policies import make_agent
 from stepdrop_rl.pricing import price_for
 from stepdrop_rl.solvers import make_solver
+from stepdrop_rl.teacher import full_trajectory
 
 DEFAULT_NFE = 5.0
 DEFAULT_SOLVER = "multistep"
+TEACHER_STEPS = 50  # of the full trajectory
 TUNED = "*"  # ends the name of a fixed schedule whose last time was chosen
 _TUNING_IMAGES = 512
 
@@ -118,6 +120,11 @@ class Arena:
     def distance(self, images: Tensor) -> float:
         """Fréchet distance of images (M, C, H, W) in the judge's features."""
         return frechet_distance(gather(images, self.extractor)[0], self.reference.statistics)
+
+    def full(self, num_samples: int) -> Tensor:
+        """Images 0 … of the full trajectory, (M, C, H, W)."""
+        agent = full_trajectory(self.model.info.t_start, self.model.info.t_end, TEACHER_STEPS)
+        return self.engine(agent).sample(agent, num_samples).images
 
     def contender(self, name: str, nfe: float, price: float | None = None) -> Contender:
         """Make the agent called ``name`` spend ``nfe`` evaluations at most, or pay ``price``."""

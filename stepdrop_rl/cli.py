@@ -28,6 +28,7 @@ COMMANDS: dict[str, type] = {
     "search": config.SearchConfig,
     "sample": config.SampleConfig,
     "sampler_table": config.SamplerTableConfig,
+    "headroom": config.HeadroomConfig,
     "reference": config.ReferenceConfig,
     "check_judge": config.CheckJudgeConfig,
     "benchmark": config.BenchmarkConfig,

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from stepdrop_rl.parallel import World
     from stepdrop_rl.tracking import Run
 
-TEACHER_STEPS = 50
-
 
 def run(config: EvaluateConfig) -> None:
     """Compare, print the table, write the record, log figures.
@@ -85,7 +83,7 @@ def compare(config: EvaluateConfig, arena: Arena, requested: Contender) -> list[
     Contenders are judged one after the other, so that only one set of images is held at a time.
     """
     from agents.fixed import FixedSchedule
-    from stepdrop_rl.arena import Contender
+    from stepdrop_rl.arena import TEACHER_STEPS, Contender
     from stepdrop_rl.comparison import judged
     from stepdrop_rl.data import to_uint8
     from stepdrop_rl.report.progress import progress_bar

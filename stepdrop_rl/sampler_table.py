@@ -11,7 +11,7 @@ from stepdrop_rl.config import SamplerTableConfig
 
 Row = dict[str, Any]
 
-TEACHER_SOLVER, TEACHER_STEPS = "multistep", 50  # of the full trajectory
+TEACHER_SOLVER = "multistep"  # of the full trajectory
 
 
 def run(config: SamplerTableConfig) -> None:
@@ -19,7 +19,7 @@ def run(config: SamplerTableConfig) -> None:
     from dataclasses import asdict
 
     from agents import BASELINES
-    from stepdrop_rl.arena import make_arena
+    from stepdrop_rl.arena import TEACHER_STEPS, make_arena
     from stepdrop_rl.config import AgentChoice
     from stepdrop_rl.integrations.samplers import SAMPLERS, draw
     from stepdrop_rl.metrics import distance_name, gather
@@ -86,7 +86,7 @@ def run(config: SamplerTableConfig) -> None:
                     bar.advance(task)
                 _log(config, run, rows[-len(config.nfe) :], distance)
         teacher = arena_of(TEACHER_SOLVER)
-        full = teacher.distance(_full(teacher, config.num_samples))
+        full = teacher.distance(teacher.full(config.num_samples))
         title = (
             f"{config.data.name}: {distance} of {config.num_samples:,} images, same noise; the full "
             f"trajectory's, {TEACHER_STEPS} by {TEACHER_SOLVER}, is {full:.2f}"
@@ -105,13 +105,6 @@ def run(config: SamplerTableConfig) -> None:
         write_json(config.json, {"rows": rows})
     if where:
         print(f"figure and runs: {where}")
-
-
-def _full(arena: Any, num_samples: int) -> Any:
-    from stepdrop_rl.teacher import full_trajectory
-
-    agent = full_trajectory(arena.model.info.t_start, arena.model.info.t_end, TEACHER_STEPS)
-    return arena.engine(agent).sample(agent, num_samples).images
 
 
 def _log(config: SamplerTableConfig, parent: Any, rows: Sequence[Row], distance: str) -> None:

@@ -200,3 +200,39 @@ class SamplerTableConfig(CommonConfig):
         require(bool(self.nfe) and min(self.nfe) >= 2, f"nfe needs budgets of at least 2, not {self.nfe}")
         require(bool(self.schedules), "sampler_table needs schedules")
         require(self.num_samples >= 32, f"num_samples must be at least 32, not {self.num_samples}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadroomConfig(CommonConfig):
+    """Say what unequal numbers of evaluations could gain, and when that can be known.
+
+    Args:
+        model: Name of a shipped model, or the folder of one (default: the data set's).
+        solver: The jump.
+        schedule: Fixed spacing of every number of evaluations, its last time chosen on validation noise.
+        nfe: Mean evaluations per image.
+        fewest: Evaluations that an image may get at least.
+        most: And at most.
+        num_samples: Images.
+        precision: Of the network.
+        metrics: Who judges.
+        report: Markdown file of the tables.
+    """
+
+    model: str | None = None
+    solver: str = "multistep"
+    schedule: str = "log_snr"
+    nfe: list[int] = field(default_factory=lambda: [4, 5, 6, 8])
+    fewest: int = 3
+    most: int = 10
+    num_samples: int = 2048
+    precision: Precision = "auto"
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    report: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(2 <= self.fewest < self.most, f"need 2 <= fewest < most, not {self.fewest} and {self.most}")
+        inside = bool(self.nfe) and all(self.fewest <= nfe <= self.most for nfe in self.nfe)
+        require(inside, f"nfe needs means from fewest to most ({self.fewest} to {self.most}), not {self.nfe}")
+        require(self.num_samples >= 64, f"num_samples must be at least 64, not {self.num_samples}")
