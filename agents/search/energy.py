@@ -3,10 +3,10 @@
 LD3 asks every sample to end where its teacher ended; a schedule is judged by where all of them end. The loss
 here is both, in the reward's features f, with r of real images and d the typical distance of two of those:
 
-    E‖f − f_teacher‖/d + (2·E‖f − r‖ − E‖f − f′‖)/d.
+    w·E‖f − f_teacher‖/d + (2·E‖f − r‖ − E‖f − f′‖)/d.
 
 The second term is the energy distance (Székely and Rizzo 2013) but for a constant; batches estimate it
-without bias. The gaps in lam are a softmax; the last one, from the last evaluation to t = 0, is free as well.
+without bias. The first keeps the gradient's noise low, and a small w keeps it from deciding. The gaps in lam are a softmax; the last one, from the last evaluation to t = 0, is free as well.
 Adam, whose step falls linearly to 0. Shapes: B = batch; K evaluations; F features.
 """
 
@@ -17,11 +17,12 @@ from torch import Tensor
 
 from agents.search.base import Found, Ground
 
-STEPS = 120
+STEPS = 240
 BATCH = 64
 NUM_TRAINING = 1024
 NUM_REAL = 1024
 LEARNING_RATE = 0.05
+TEACHER_WEIGHT = 0.125  # w
 TEACHER_POINTS = 50
 
 
@@ -61,7 +62,7 @@ def search(nfe: int, ground: Ground, seed: int) -> Found:
         against = real[torch.randint(len(real), (NUM_REAL,), generator=generator)]
         features = ground.features(ground.draw(_times(theta, ground, ends), images.tolist()))
         astray = (features - wanted[images]).square().sum(1).clamp(min=1e-12).sqrt().mean()
-        loss = (astray + energy(features, against)) / typical
+        loss = (TEACHER_WEIGHT * astray + energy(features, against)) / typical
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

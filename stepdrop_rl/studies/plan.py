@@ -24,7 +24,7 @@ _PRICE_IMAGES, _PRICE_TRIES = 1024, 5  # to find the price of a budget
 _SEARCH_IMAGES = {"xue": 0, "gits": 256 * 61, "oss": 64 * 50 * 50 // 2, "ld3": 48 * 50, "energy": 1024 * 50}
 _SEARCH_PASSES = {
     "ld3": 12 * (3 * 48 + 48),
-    "energy": 4 * 120 * 64,
+    "energy": 4 * 240 * 64,
     "blackbox": 96 * 512,
     "mixture": 3 * (48 * 512 + 8 * 2048),
 }
