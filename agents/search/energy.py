@@ -6,7 +6,8 @@ here is both, in the reward's features f, with r of real images and d the typica
     w·E‖f − f_teacher‖/d + (2·E‖f − r‖ − E‖f − f′‖)/d.
 
 The second term is the energy distance (Székely and Rizzo 2013) but for a constant; batches estimate it
-without bias. The first keeps the gradient's noise low, and a small w keeps it from deciding. The gaps in lam are a softmax; the last one, from the last evaluation to t = 0, is free as well.
+without bias. The first keeps the gradient's noise low, and a small w keeps it from deciding. The gaps in lam
+are a softmax; the last one, from the last evaluation to t = 0, is free as well.
 Adam, whose step falls linearly to 0. Shapes: B = batch; K evaluations; F features.
 """
 

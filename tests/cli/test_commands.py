@@ -260,6 +260,14 @@ def test_a_ladder_judges_every_rung_in_a_process_of_its_own(capsys):
         assert record["mlflow_run_id"]
     out = capsys.readouterr().out
     assert "evenly spaced from t = 967.1 to 23.9; 599 real images" in out
+    # What the file holds is not drawn again; with other settings it is.
+    argv[1] = "{ddim: [2, 3]}"
+    assert call("evaluate", *argv, "--json", "ladder.json", "--tracking", "none") == 0
+    again = {(r["solver"], r["nfe_mean"]): r for r in read_json("ladder.json")["records"]}
+    assert set(again) == {("ddim", 2), ("ddim", 3), ("ddim", 4), ("multistep", 4)}
+    assert again["ddim", 2]["images_per_second"] == records[0]["images_per_second"]
+    assert call("evaluate", *argv, "--seed", "1", "--json", "ladder.json", "--tracking", "none") == 0
+    assert len(read_json("ladder.json")["records"]) == 2
     assert call("evaluate", "--ladder", "{ddim: [2.5]}") == 2
     assert call("evaluate", "--ladder", "{nobody: [2]}") == 2
 
