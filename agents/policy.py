@@ -191,18 +191,17 @@ def build_policy(raw: dict[str, Any], tensors: dict[str, Tensor], source: Path) 
             raise TypeError("its grid or its range of prices or evaluations")
         torch.tensor([*info.times, *info.prices], dtype=torch.float64)
         seen = len(ENTRIES) + info.num_features
-        projection = None
+        projection, fits = None, True
         if info.num_features:
             names = tuple(info.features)
             projection = Projection(tensors["projection.matrix"], tensors["projection.mean"], names)
-            if projection.matrix.shape != (len(projection.mean), info.num_features):
-                raise ValueError("projection")
-        if info.evaluations:
+            fits = projection.matrix.shape == (len(projection.mean), info.num_features)
+        if fits and info.evaluations:
             return build_stepper(info, tensors, projection)
         count = sum(name.startswith("layers.") and name.endswith(".weight") for name in tensors)
         layers = [(tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"]) for i in range(count)]
         cell = [tensors[f"lstm.{name}"] for name in LSTM] if info.memory else []
-        fits = info.activation in _ACTIVATIONS and layers[-1][0].shape[0] == 2
+        fits &= info.activation in _ACTIVATIONS and layers[-1][0].shape[0] == 2
         fits &= layers[0][0].shape[1] == (info.memory or seen)
         wide = 4 * info.memory
         wanted = [(wide, seen), (wide, info.memory), (wide,), (wide,)]
