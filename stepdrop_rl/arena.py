@@ -30,8 +30,15 @@ from stepdrop_rl.engine import Engine, Samples
 from stepdrop_rl.environment import data_of, decision_grid
 from stepdrop_rl.estimates import Clip
 from stepdrop_rl.grid_ends import END_LAMS
-from stepdrop_rl.metrics import FeatureExtractor, Reference, default_judge, gather, load_reference
-from stepdrop_rl.metrics.distances import frechet_distance
+from stepdrop_rl.metrics import (
+    FeatureExtractor,
+    Reference,
+    default_judge,
+    distance_name,
+    gather,
+    load_reference,
+)
+from stepdrop_rl.metrics.distances import frechet_distance, kid
 from stepdrop_rl.models.unet import Model, load_model
 from stepdrop_rl.parallel import World, device_of
 from stepdrop_rl.policies import make_agent
@@ -120,6 +127,13 @@ class Arena:
     def distance(self, images: Tensor) -> float:
         """Fréchet distance of images (M, C, H, W) in the judge's features."""
         return frechet_distance(gather(images, self.extractor)[0], self.reference.statistics)
+
+    def scores(self, features: Tensor) -> dict[str, float]:
+        """Fréchet distance, under its name, and ``kid`` of images that the judge sees as (M, F)."""
+        return {
+            distance_name(self.extractor.name): frechet_distance(features, self.reference.statistics),
+            "kid": kid(features, self.reference.features),
+        }
 
     def full(self, num_samples: int) -> Tensor:
         """Images 0 … of the full trajectory, (M, C, H, W)."""

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from stepdrop_rl.comparison import RESULT_SCHEMA, records
+from stepdrop_rl.comparison import RESULT_SCHEMA, device_name, records
 from stepdrop_rl.config import EvaluateConfig
 from stepdrop_rl.metrics import distance_name
 from stepdrop_rl.weights import read_json
@@ -22,6 +22,8 @@ Record = dict[str, Any]
 
 def climb(config: EvaluateConfig) -> None:
     """Judge every rung of ``config.ladder``, print the table, write the records, log a child run each."""
+    import torch
+
     from stepdrop_rl.arena import make_arena
     from stepdrop_rl.interrupt import one_worker
     from stepdrop_rl.report.progress import progress_bar
@@ -38,7 +40,8 @@ def climb(config: EvaluateConfig) -> None:
     distance = distance_name(arena.extractor.name)
     num_real = arena.reference.num_images
     settings = _settings(config, arena.model.hash)
-    known = _finished(config.json, settings)
+    threads = torch.get_num_threads()
+    known = _finished(config.json, settings, device_name(arena.times.device))
     found: list[Record] = []
     name = f"ladder-{config.data.name}"
     with start_run(
@@ -51,7 +54,7 @@ def climb(config: EvaluateConfig) -> None:
                 record = known.get(f"{solver} {count}")
                 if record is None:
                     with one_worker() as pool:
-                        record = pool.submit(judge_rung, _rung(config, solver, count)).result()
+                        record = pool.submit(judge_rung, _rung(config, solver, count), threads).result()
                 numbers = {
                     key: float(value) for key, value in record.items() if isinstance(value, int | float)
                 }
@@ -96,14 +99,21 @@ def _settings(config: EvaluateConfig, model_hash: str) -> dict[str, Any]:
     return plain
 
 
-def _finished(path: str | None, settings: Mapping[str, Any]) -> dict[str, Record]:
-    """The rungs that an earlier run with these settings left in its file, by solver and count."""
+def _finished(path: str | None, settings: Mapping[str, Any], device: str) -> dict[str, Record]:
+    """The rungs that an earlier run with these settings left in its file, by solver and count.
+
+    Only those of the same device, with as many threads: a table has one column of images/s.
+    """
     if path is None or not Path(path).exists():
         return {}
     held = read_json(path)
     if held.get("settings") != settings:
         return {}
-    return {f"{record['solver']} {record['nfe_mean']:.0f}": record for record in held["records"]}
+    return {
+        f"{record['solver']} {record['nfe_mean']:.0f}": record
+        for record in held["records"]
+        if record["device"] == device
+    }
 
 
 def _rung(config: EvaluateConfig, solver: str, count: int) -> EvaluateConfig:
@@ -119,14 +129,17 @@ def _rung(config: EvaluateConfig, solver: str, count: int) -> EvaluateConfig:
     )
 
 
-def judge_rung(config: EvaluateConfig) -> Record:
-    """Draw and judge one rung; its peak of memory is that of drawing."""
+def judge_rung(config: EvaluateConfig, threads: int) -> Record:
+    """Draw and judge one rung with as many threads; its peak of memory is that of drawing."""
+    import torch
+
     from stepdrop_rl.arena import make_arena
     from stepdrop_rl.comparison import judged
     from stepdrop_rl.data import to_uint8
     from stepdrop_rl.evaluate import git_commit
     from stepdrop_rl.metrics.compute import peak_memory_mb
 
+    torch.set_num_threads(threads)
     arena, contender = make_arena(config, blocks=config.blocks, judge=config.metrics.judge)
     samples = arena.draw(contender, config.num_samples)
     peak = peak_memory_mb(arena.times.device)

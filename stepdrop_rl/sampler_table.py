@@ -23,7 +23,6 @@ def run(config: SamplerTableConfig) -> None:
     from stepdrop_rl.config import AgentChoice
     from stepdrop_rl.integrations.samplers import SAMPLERS, draw
     from stepdrop_rl.metrics import distance_name, gather
-    from stepdrop_rl.metrics.distances import frechet_distance, kid
     from stepdrop_rl.report.figures import sampler_curves
     from stepdrop_rl.report.progress import progress_bar
     from stepdrop_rl.solvers import SOLVERS, make_solver
@@ -53,14 +52,8 @@ def run(config: SamplerTableConfig) -> None:
     rows: list[Row] = []
 
     def judge(solver: str, schedule: str, nfe: float, images: Any) -> Row:
-        features, _ = gather(images, arena.extractor)
-        return {
-            "solver": solver,
-            "schedule": schedule,
-            "nfe": nfe,
-            distance: frechet_distance(features, arena.reference.statistics),
-            "kid": kid(features, arena.reference.features),
-        }
+        scores = arena.scores(gather(images, arena.extractor)[0])
+        return {"solver": solver, "schedule": schedule, "nfe": nfe, **scores}
 
     tags = {"command": "sampler_table"}
     with start_run(

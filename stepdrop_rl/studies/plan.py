@@ -21,13 +21,6 @@ FULL = "full"
 _LOOK_PRICES, _LOOK_NFE = 7, 6.0  # of the validation judge
 _GRADIENT = 4  # calls' worth: the call, again for its activations, and a backward pass of two
 _PRICE_IMAGES, _PRICE_TRIES = 1024, 5  # to find the price of a budget
-_SEARCH_IMAGES = {"xue": 0, "gits": 256 * 61, "oss": 64 * 50 * 50 // 2, "ld3": 48 * 50, "energy": 1024 * 50}
-_SEARCH_PASSES = {
-    "ld3": 12 * (3 * 48 + 48),
-    "energy": 4 * 240 * 64,
-    "blackbox": 96 * 512,
-    "mixture": 3 * (48 * 512 + 8 * 2048),
-}
 
 
 @dataclass(frozen=True)
@@ -128,6 +121,25 @@ def jobs(config: StudyConfig) -> Iterator[Job]:
                     yield Job("judge", method, solver, nfe)
 
 
+def _search_cost(method: str, nfe: float) -> float:
+    """Of one search: what it draws once, and trajectories of ``nfe`` evaluations; xue draws nothing."""
+    from agents.search import blackbox, energy, gits, ld3, mixture, oss
+
+    once = {
+        "gits": gits.NUM_IMAGES * gits.GRID,
+        "oss": oss.NUM_IMAGES * oss.GRID**2 // 2,
+        "ld3": (ld3.NUM_TRAINING + ld3.NUM_HELD_BACK) * ld3.TEACHER_POINTS,
+        "energy": energy.NUM_TRAINING * energy.TEACHER_POINTS,
+    }
+    passes = {
+        "ld3": ld3.EPOCHS * (3 * ld3.NUM_TRAINING + ld3.NUM_HELD_BACK),
+        "energy": _GRADIENT * energy.STEPS * energy.BATCH,
+        "blackbox": blackbox.CANDIDATES * blackbox.NUM_IMAGES,
+        "mixture": 3 * (mixture.CANDIDATES * blackbox.NUM_IMAGES + mixture.BEST * mixture.NUM_IMAGES),
+    }
+    return once.get(method, 0) + passes.get(method, 0) * nfe
+
+
 def cost(config: StudyConfig, job: Job, root: Path) -> float:
     """Network evaluations of single images."""
     if job.kind == "judge":
@@ -135,7 +147,7 @@ def cost(config: StudyConfig, job: Job, root: Path) -> float:
         priced = job.name in config.policies and job.control in (None, "mode")
         return found + (_PRICE_IMAGES * _PRICE_TRIES * job.nfe if priced else 0)
     if job.kind == "search":
-        return _SEARCH_IMAGES.get(job.name, 0) + _SEARCH_PASSES.get(job.name, 0) * job.nfe
+        return _search_cost(job.name, job.nfe)
     training = training_of(config, job, root)
     episodes = training.decisions / max(training.env.num_decisions - 1, 1)
     looks = training.decisions / training.judge_every + 1

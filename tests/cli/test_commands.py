@@ -12,7 +12,7 @@ import torch
 
 from stepdrop_rl.interrupt import StopRequest
 from stepdrop_rl.models.unet import load_model
-from stepdrop_rl.weights import load_tensors, read_json
+from stepdrop_rl.weights import load_tensors, read_json, write_json
 
 from .conftest import call
 
@@ -267,7 +267,13 @@ def test_a_ladder_judges_every_rung_in_a_process_of_its_own(capsys):
     assert set(again) == {("ddim", 2), ("ddim", 3), ("ddim", 4), ("multistep", 4)}
     assert again["ddim", 2]["images_per_second"] == records[0]["images_per_second"]
     assert call("evaluate", *argv, "--seed", "1", "--json", "ladder.json", "--tracking", "none") == 0
-    assert len(read_json("ladder.json")["records"]) == 2
+    held = read_json("ladder.json")
+    assert len(held["records"]) == 2
+    for record in held["records"]:
+        record |= {"device": "another", "images_per_second": -1.0}
+    write_json("ladder.json", held)
+    assert call("evaluate", *argv, "--seed", "1", "--json", "ladder.json", "--tracking", "none") == 0
+    assert all(record["images_per_second"] > 0 for record in read_json("ladder.json")["records"])
     assert call("evaluate", "--ladder", "{ddim: [2.5]}") == 2
     assert call("evaluate", "--ladder", "{nobody: [2]}") == 2
 
