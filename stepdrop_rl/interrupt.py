@@ -1,6 +1,6 @@
 """Stopping in good order: Ctrl-C, SIGTERM and ``--max-minutes`` end a run at its next step boundary.
 
-And a worker process ends with the one that started it.
+And worker processes end with the one that started them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from types import FrameType, TracebackType
+from typing import Any
 
 
 class StopRequest:
@@ -47,23 +49,53 @@ class StopRequest:
         return self.reason is not None
 
 
-def end_with_parent() -> None:
-    """In a worker process: end at once when the process that started this one has ended, however it did.
+class Workers(ProcessPoolExecutor):
+    """Fresh processes for pieces of work, which do not outlive this one.
+
+    Ctrl-C in a terminal reaches only this process, which :meth:`ask_to_stop` passes on in good order. Left
+    with an exception, they are ended at once.
+
+    Args:
+        count: How many.
+        begin: What each does first, with ``args``.
+        args: Of ``begin``.
+    """
+
+    def __init__(
+        self, count: int = 1, begin: Callable[..., None] | None = None, args: tuple[Any, ...] = ()
+    ) -> None:
+        context = multiprocessing.get_context("spawn")
+        super().__init__(count, mp_context=context, initializer=_begin, initargs=(begin, args))
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM to each: a training ends at its next step boundary (:class:`StopRequest`)."""
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            for process in multiprocessing.active_children():
+                process.kill()
+        self.shutdown(wait=kind is None, cancel_futures=True)
+
+
+def _begin(begin: Callable[..., None] | None, args: tuple[Any, ...]) -> None:
+    """In a worker process: out of the terminal's reach, and ended when the process that started it has ended.
 
     A signal that kills a parent runs none of its clean-up, so it is the worker that watches.
     """
     parent = multiprocessing.parent_process()
-    if parent is None:
-        return
+    assert parent is not None
+    if hasattr(os, "setsid"):
+        os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # idle, it has nothing to end
 
     def watch() -> None:
         parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def one_worker() -> ProcessPoolExecutor:
-    """A fresh process for one piece of work, which does not outlive this one."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent)
+    if begin is not None:
+        begin(*args)

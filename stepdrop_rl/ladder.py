@@ -25,7 +25,7 @@ def climb(config: EvaluateConfig) -> None:
     import torch
 
     from stepdrop_rl.arena import make_arena
-    from stepdrop_rl.interrupt import one_worker
+    from stepdrop_rl.interrupt import Workers
     from stepdrop_rl.report.progress import progress_bar
     from stepdrop_rl.report.tables import ladder_rows, print_table
     from stepdrop_rl.solvers import make_solver
@@ -53,7 +53,7 @@ def climb(config: EvaluateConfig) -> None:
                 bar.update(task, note=f"{solver}, {count} evaluations")
                 record = known.get(f"{solver} {count}")
                 if record is None:
-                    with one_worker() as pool:
+                    with Workers() as pool:
                         record = pool.submit(judge_rung, _rung(config, solver, count), threads).result()
                 numbers = {
                     key: float(value) for key, value in record.items() if isinstance(value, int | float)

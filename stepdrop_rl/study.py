@@ -23,6 +23,7 @@ def run(config: StudyConfig) -> None:
     from dataclasses import asdict
 
     from stepdrop_rl.runs import run_folder
+    from stepdrop_rl.studies.crew import work
     from stepdrop_rl.studies.plan import jobs
     from stepdrop_rl.studies.report import write_report
     from stepdrop_rl.studies.work import Workshop
@@ -38,12 +39,11 @@ def run(config: StudyConfig) -> None:
         return
     require_writable(root)
     folder = require_writable(Path(config.report) if config.report else root)
-    began = time.monotonic()
     tags = {"command": "study"}
     with start_run(
         f"study-{config.data.name}", mode=config.tracking, config=asdict(config), tags=tags
     ) as run:
-        left = _work(config, shop, todo, began)
+        left = work(config, shop, todo)
         study = _study(config, shop, todo)
         if study.entries:
             _log(config, run, study)
@@ -124,24 +124,6 @@ def _speed(shop: Workshop, batch_size: int) -> float:
         for _ in range(3):
             float(shop.model.denoiser(x, t)[0].sum())
     return 3 * batch_size / (time.perf_counter() - began)
-
-
-def _work(config: StudyConfig, shop: Workshop, todo: Sequence[Job], began: float) -> int:
-    """Do the jobs; how many are left when time is up."""
-    from stepdrop_rl.interrupt import StopRequest
-
-    with StopRequest(None) as stop:
-        for number, job in enumerate(todo):
-            over = config.max_minutes is not None and time.monotonic() - began > 60 * config.max_minutes
-            if over or stop:
-                return sum(not shop.done(one) for one in todo[number:])
-            if shop.done(job):
-                continue
-            print(f"[{number + 1}/{len(todo)}] {job.label}", file=sys.stderr, flush=True)
-            shop.do(job)
-            if not shop.done(job):  # a training that was asked to stop
-                return sum(not shop.done(one) for one in todo[number:])
-    return 0
 
 
 def _study(config: StudyConfig, shop: Workshop, todo: Sequence[Job]) -> Study:

@@ -35,6 +35,7 @@ class StudyConfig(CommonConfig):
         precision: Of the network; auto is bfloat16 on CUDA, else float32.
         output: Folder of all that is made (default runs/DATA/study).
         report: Folder of report.html, report.md and figures (default: the output folder).
+        workers: Processes that share the threads and the jobs; what they print is in OUTPUT/workers.log.
         max_minutes: Begin no new job after this long; the same command goes on.
         plan: Say what is to be done and what it will cost, and end.
     """
@@ -59,6 +60,7 @@ class StudyConfig(CommonConfig):
     precision: Precision = "auto"
     output: str | None = None
     report: str | None = None
+    workers: int = 1
     max_minutes: float | None = None
     plan: bool = False
 
@@ -66,6 +68,7 @@ class StudyConfig(CommonConfig):
         super().__post_init__()
         require(bool(self.solvers) and bool(self.nfe), "study needs solvers and budgets")
         require(min(self.nfe, default=1) >= 1, f"nfe needs budgets of at least 1, not {self.nfe}")
+        require(self.workers >= 1, f"workers must be at least 1, not {self.workers}")
         require(self.blocks >= 2, f"blocks must be at least 2, not {self.blocks}")
         require(
             self.num_samples > 0 and self.num_samples % self.blocks == 0,

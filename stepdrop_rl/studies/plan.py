@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -119,6 +119,17 @@ def jobs(config: StudyConfig) -> Iterator[Job]:
             if nfe in whole:
                 for method in config.searches:
                     yield Job("judge", method, solver, nfe)
+
+
+def needs(config: StudyConfig, job: Job) -> list[Job]:
+    """The jobs that must be done before this one."""
+    if job.kind != "judge":
+        return []
+    if job.name not in config.policies:
+        return [replace(job, kind="search")] if job.name in config.searches else []
+    if job.control not in (None, "mode"):
+        return [replace(job, control=None)]
+    return [replace(job, kind="train", nfe=0.0, control=None)]
 
 
 def _search_cost(method: str, nfe: float) -> float:

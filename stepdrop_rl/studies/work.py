@@ -27,7 +27,7 @@ from stepdrop_rl.environment import data_of, decision_grid
 from stepdrop_rl.metrics import default_judge, distance_name, gather, over_blocks
 from stepdrop_rl.models.unet import load_model
 from stepdrop_rl.policies import check_fit, load_policy, make_agent
-from stepdrop_rl.studies.plan import FULL, Job, training_of
+from stepdrop_rl.studies.plan import FULL, Job, needs, training_of
 from stepdrop_rl.teacher import full_trajectory
 from stepdrop_rl.weights import load_tensors, read_json, save_tensors, write_json
 
@@ -122,15 +122,14 @@ class Workshop:
 
     def _sources(self, job: Job) -> list[Path]:
         """The files that a contender is made of."""
-        if job.name in self.config.policies:
-            folder = replace(job, kind="train", control=None).path(self.root).parent
-            sources = [folder / "policy.safetensors", folder / "policy.json"]
-            if job.control not in (None, "mode"):
-                sources.append(replace(job, control=None).path(self.root))
-            return sources
-        if job.name in self.config.searches:
-            return [replace(job, kind="search").path(self.root)]
-        return []
+        sources = []
+        for need in needs(self.config, job):
+            path = need.path(self.root)
+            if need.kind == "train":
+                sources += [path.parent / "policy.safetensors", path.parent / "policy.json"]
+            else:
+                sources += [*self._sources(need), path]
+        return sources
 
     def _judge(self, job: Job) -> None:
         path = job.path(self.root)

@@ -11,10 +11,10 @@ import pytest
 
 SCRIPT = """
 import os, time
-from stepdrop_rl.interrupt import one_worker
+from stepdrop_rl.interrupt import Workers
 
 if __name__ == "__main__":
-    with one_worker() as pool:
+    with Workers() as pool:
         print(pool.submit(os.getpid).result(), flush=True)
         pool.submit(time.sleep, 600).result()
 """

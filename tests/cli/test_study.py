@@ -1,6 +1,10 @@
 """``python -m stepdrop_rl.study``: a small one from end to end, what it says and what it refuses."""
 
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -101,6 +105,44 @@ def test_a_study_is_done_told_and_not_done_again(capsys, tmp_path):
     capsys.readouterr()
 
 
+QUICK = {"nfe": [4], "blind": [], "searches": ["xue"], "controls": ["dealt"], "baselines": ["uniform"]}
+
+
+def test_several_workers_do_what_one_does(capsys, tmp_path):
+    assert call("study", *options(**QUICK, output="one")) == 0
+    one = read_json("r.json")
+    assert call("study", *options(**QUICK, output="two"), "--workers", 2) == 0
+    err = capsys.readouterr().err
+    assert "/9] train imitator, multistep, seed 0" in err
+    two = read_json("r.json")
+    assert two["claim_a"] == one["claim_a"]
+    for ours, theirs in zip(one["results"], two["results"], strict=True):
+        for key in ("name", "nfe", "seed", "control", "nfe_mean", "judges"):
+            assert ours[key] == theirs[key]
+    assert "imitator" in (tmp_path / "two" / "workers.log").read_text()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX signals")
+def test_workers_stop_in_good_order_and_go_on(tmp_path):
+    policy = SMALL["policies"]["imitator"]
+    long = policy | {"train": policy["train"] | {"decisions": 10**8}}
+    argv = options(**QUICK, policies={"imitator": long})
+    command = [sys.executable, "-m", "stepdrop_rl.study", *argv, "--workers", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for _ in range(2):
+            assert "train imitator" in process.stderr.readline()
+        folder = tmp_path / "s"
+        states = [folder / "policies" / f"imitator-multistep-{seed}" / "state.json" for seed in (0, 1)]
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not all(state.is_file() for state in states):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert all(read_json(state)["history"][-1]["decisions"] < 10**8 for state in states)
+    assert (folder / "workers.log").read_text().count("SIGTERM: finishing this step and saving") == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -110,6 +152,7 @@ def test_a_study_is_done_told_and_not_done_again(capsys, tmp_path):
         ({"policies": {"pppo": {}}}, "did you mean 'ppo'"),
         ({"controls": ["mod"]}, "unknown control 'mod'"),
         ({"blind": ["mixtur"]}, "did you mean 'mixture'"),
+        ({"workers": 0}, "workers must be at least 1"),
         ({"num_samples": 129}, "must be a multiple of blocks"),
     ],
 )
