@@ -62,8 +62,10 @@ class RLOOLearner(OwnLearner):
     }
 
     def _check(self) -> None:
-        group = self.hyperparameters["group"]
-        if self.env.num_envs % int(group):
+        group = int(self.hyperparameters["group"])
+        if group < 1:
+            raise UserError(f"group must be at least 1, not {group}")
+        if self.env.num_envs % group:
             raise UserError(f"num_envs ({self.env.num_envs}) must be a multiple of the group ({group})")
 
     def _make_networks(self, inputs: int) -> dict[str, nn.Module]:

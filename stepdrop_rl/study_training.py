@@ -107,6 +107,7 @@ class _Judge:
     def __init__(self, config: StudyTrainingConfig, settings: TrainDiffusionConfig) -> None:
         import torch
 
+        from stepdrop_rl.caches import cache_folder
         from stepdrop_rl.data import load
         from stepdrop_rl.device import resolve_device
         from stepdrop_rl.metrics import default_judge, find_extractor, make_reference
@@ -121,7 +122,9 @@ class _Judge:
         for which, split in zip(SETS, ("judge", "train"), strict=True):
             images = load(data, split).images
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-            self.references[which] = make_reference(images[order[: config.num_real]], self.extractor)
+            self.references[which] = make_reference(
+                images[order[: config.num_real]], self.extractor, cache=cache_folder("references")
+            )
         self.fingerprint = f"{config.solver}-{config.num_samples}-{config.num_real}-{config.seed}-{self.name}"
 
     @property

@@ -266,3 +266,5 @@ def test_rloo_refuses_what_it_cannot_use(problem):
         learner_of(problem, "rloo", sees="samples")
     with pytest.raises(UserError, match="must be a multiple of the group"):
         learner_of(problem, "rloo", num_envs=16, group=3)
+    with pytest.raises(UserError, match="group must be at least 1, not 0"):
+        learner_of(problem, "rloo", group=0)
