@@ -27,7 +27,8 @@ class StudyConfig(CommonConfig):
             dealt, coins, shuffled; shuffled_noise, shuffled_change, shuffled_clipping and shuffled_features
             tell what it looks at. Blind ones have nothing to shuffle.
         blind: Policies that never look at the sample: the rivals of those that do.
-        judges: Extractors that no reward used, the first one decides (default: the data set's, validation).
+        judges: Extractors that no reward used, the first one decides (default: the data set's, and our own
+            judge, or where that is the data set's, validation).
         num_samples: Images of each contender at each budget.
         blocks: Disjoint blocks of noise.
         teacher_steps: Evaluations of the full trajectory.

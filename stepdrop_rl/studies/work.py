@@ -49,7 +49,8 @@ class Workshop:
         self.device = resolve_device(config.device)
         self.model = load_model(config.model or config.data.name, self.device, precision=config.precision)
         self.data = data_of(self.model, config.data)
-        self.judges = config.judges or [default_judge(self.data.name), "validation"]
+        first = default_judge(self.data.name)
+        self.judges = config.judges or [first, "validation" if first == "judge" else "judge"]
         self.arenas: dict[tuple[str, str], Arena] = {}
         self._judging = {name: self.arena(config.solvers[0], name) for name in self.judges}
         # A judge that cannot be had is noticed before anything is trained.

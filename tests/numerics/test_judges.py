@@ -29,6 +29,13 @@ def test_the_imagenet_judge_sees_what_a_person_would_mind(judge, dataset):
     assert [o for o in objections(judge, found) if not o.startswith("fd_")] == []
 
 
+@needs_data
+@pytest.mark.parametrize("dataset", ["cifar10", "fashion_mnist"])
+def test_our_second_judges_see_what_a_person_would_mind(dataset):
+    extractor = find_extractor("judge", dataset)
+    assert objections(extractor, examine(extractor, load(DataConfig(name=dataset), "judge"), 1024)) == []
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_our_judges_of_digits_see_what_a_person_would_mind(role):
     extractor = find_extractor(role, "digits")
