@@ -43,6 +43,7 @@ from stepdrop_rl.models.unet import Model, load_model
 from stepdrop_rl.parallel import World, device_of
 from stepdrop_rl.policies import make_agent
 from stepdrop_rl.pricing import price_for
+from stepdrop_rl.room import room_for
 from stepdrop_rl.solvers import make_solver
 from stepdrop_rl.teacher import full_trajectory
 
@@ -184,11 +185,17 @@ class Arena:
     def draw(
         self, contender: Contender, num_samples: int, progress: Callable[[int], None] | None = None
     ) -> Samples:
-        """Draw this process's share of images 0 … of the evaluation noise."""
+        """Draw this process's share of images 0 … of the evaluation noise, as files would hold them."""
         engine, mine = self.engine(contender.agent), self.world.share(num_samples)
+        room = room_for((len(mine), *self.model.denoiser.shape))
         engine.sample(contender.agent, min(8, len(mine)), price=contender.price)  # warms caches and kernels
         return engine.sample(
-            contender.agent, len(mine), price=contender.price, first_image=mine.start, progress=progress
+            contender.agent,
+            len(mine),
+            price=contender.price,
+            first_image=mine.start,
+            room=room,
+            progress=progress,
         )
 
 

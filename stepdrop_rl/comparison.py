@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stepdrop_rl.arena import Arena, Contender
-from stepdrop_rl.data import to_float, to_uint8
+from stepdrop_rl.data import to_float
 from stepdrop_rl.engine import Samples
 from stepdrop_rl.metrics import BlockMean, gather, over_blocks
 from stepdrop_rl.metrics.compute import gflops_per_call, latency, peak_memory_mb
@@ -89,19 +89,18 @@ def judged(arena: Arena, contender: Contender, samples: Samples, teacher: Tensor
     Args:
         arena: Where.
         contender: Who.
-        samples: This process's share.
-        teacher: The full trajectory of the same noise, uint8.
+        samples: This process's share, as files would hold it.
+        teacher: The full trajectory of the same noise, likewise.
     """
     world = arena.world
     features, logits = (world.gathered(part) for part in gather(samples.images, arena.extractor))
-    rounded = to_float(to_uint8(samples.images))  # as the files they would become
-    like = similarity(rounded, to_float(teacher), arena.extractor)
+    like = similarity(samples.images, teacher, arena.extractor)
     shares = world.gathered(torch.tensor([[len(samples.images), *like.values()]], dtype=torch.float64))
     means = (shares[:, 1:] * shares[:, :1]).sum(0) / shares[:, 0].sum()
     seconds = world.gathered(torch.tensor([samples.seconds], dtype=torch.float64))
     whole = replace(
         samples,
-        images=samples.images[:KEPT],
+        images=to_float(samples.images[:KEPT]),
         nfe=world.gathered(samples.nfe),
         evaluated=world.gathered(samples.evaluated),
         seconds=float(seconds.max()),

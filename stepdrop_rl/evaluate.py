@@ -85,7 +85,6 @@ def compare(config: EvaluateConfig, arena: Arena, requested: Contender) -> list[
     from agents.fixed import FixedSchedule
     from stepdrop_rl.arena import TEACHER_STEPS, Contender
     from stepdrop_rl.comparison import judged
-    from stepdrop_rl.data import to_uint8
     from stepdrop_rl.report.progress import progress_bar
     from stepdrop_rl.teacher import full_trajectory
 
@@ -99,9 +98,8 @@ def compare(config: EvaluateConfig, arena: Arena, requested: Contender) -> list[
             return arena.draw(contender, config.num_samples, lambda count: bar.advance(task, count))
 
         trajectory = draw(full)
-        teacher = to_uint8(trajectory.images)
+        teacher = trajectory.images
         last = [judged(arena, full, trajectory, teacher)] if config.teacher else []
-        del trajectory
         outcomes = [judged(arena, requested, draw(requested), teacher)]
         spent = outcomes[0].nfe_mean
         for name in config.baselines:

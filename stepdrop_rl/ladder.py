@@ -135,7 +135,6 @@ def judge_rung(config: EvaluateConfig, threads: int) -> Record:
 
     from stepdrop_rl.arena import make_arena
     from stepdrop_rl.comparison import judged
-    from stepdrop_rl.data import to_uint8
     from stepdrop_rl.evaluate import git_commit
     from stepdrop_rl.metrics.compute import peak_memory_mb
 
@@ -143,7 +142,7 @@ def judge_rung(config: EvaluateConfig, threads: int) -> Record:
     arena, contender = make_arena(config, blocks=config.blocks, judge=config.metrics.judge)
     samples = arena.draw(contender, config.num_samples)
     peak = peak_memory_mb(arena.times.device)
-    outcome = judged(arena, contender, samples, to_uint8(samples.images))
+    outcome = judged(arena, contender, samples, samples.images)
     (record,) = records([outcome], arena, git_commit=git_commit(), run_ids=[""])
     alone = {key: value for key, value in record.items() if not key.startswith("teacher_")}
     return alone | {"peak_memory_mb": peak}

@@ -185,7 +185,7 @@ class SampleConfig(AgentChoice):
 
     Args:
         num_samples: Images to draw.
-        output: PNG file of the grid.
+        output: PNG file of the grid; a name without a suffix is a folder of as many files, 000000.png ….
     """
 
     num_samples: int = 64

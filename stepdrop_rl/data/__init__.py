@@ -6,10 +6,22 @@ from stepdrop_rl.data.base import (
     ImageData,
     Loader,
     Split,
+    as_files,
     folder_of,
     load,
     to_float,
     to_uint8,
 )
 
-__all__ = ["DATASETS", "SPLITS", "ImageData", "Loader", "Split", "folder_of", "load", "to_float", "to_uint8"]
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "ImageData",
+    "Loader",
+    "Split",
+    "as_files",
+    "folder_of",
+    "load",
+    "to_float",
+    "to_uint8",
+]

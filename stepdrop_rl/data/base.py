@@ -14,6 +14,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from envs.errors import UserError
 from envs.registry import Registry, unknown_name
 from stepdrop_rl.caches import cache_folder
 from stepdrop_rl.config import DataConfig
@@ -92,10 +93,25 @@ def folder_of(source: DataConfig) -> Path:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 images as float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1.0
+    """uint8 images as float32 in [-1, 1]; others as they are."""
+    return images.float() / 127.5 - 1.0 if images.dtype == torch.uint8 else images
+
+
+def as_files(images: Tensor) -> Tensor:
+    """:func:`to_uint8` of images that a sampler drew.
+
+    Raises:
+        UserError: Some hold NaN.
+    """
+    if images.is_floating_point():
+        damaged = int(images.isnan().flatten(1).any(dim=1).sum())
+        if damaged:
+            raise UserError(f"{damaged} of {len(images)} images hold NaN: their sampler diverged")
+    return to_uint8(images)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float images as a file would hold them: clamped to [-1, 1], rounded, uint8. Undoes :func:`to_float`."""
+    """Images as a file would hold them: floats clamped to [-1, 1] and rounded. Undoes :func:`to_float`."""
+    if images.dtype == torch.uint8:
+        return images
     return ((images.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)

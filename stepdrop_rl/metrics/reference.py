@@ -16,7 +16,7 @@ from torch import Tensor
 from envs.errors import UserError
 from stepdrop_rl.caches import cache_folder
 from stepdrop_rl.config import DataConfig
-from stepdrop_rl.data import load, to_float, to_uint8
+from stepdrop_rl.data import as_files, load, to_float
 from stepdrop_rl.metrics.base import EXTRACTORS, FeatureExtractor, Reference, measure
 from stepdrop_rl.metrics.checkpoints import load_file
 from stepdrop_rl.metrics.cifar_resnet import CifarResNet
@@ -65,11 +65,7 @@ def gather(
     """
     if len(images) == 0:
         raise UserError("there are no images to measure")
-    if images.is_floating_point():
-        damaged = int(images.isnan().flatten(1).any(dim=1).sum())
-        if damaged:
-            raise UserError(f"{damaged} of {len(images)} images hold NaN: their sampler diverged")
-        images = to_uint8(images)
+    images = as_files(images)
     device = extractor.device
     parts = []
     with _full_precision(), torch.autocast(device.type, enabled=False):

@@ -1,6 +1,6 @@
 """How like another image an image is: of a few evaluations to the full trajectory of the same noise.
 
-Shapes: M images (M, C, H, W) in [-1, 1] of both kinds.
+Shapes: M images (M, C, H, W) of both kinds, in [-1, 1] or uint8.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from stepdrop_rl.data import to_float
 from stepdrop_rl.metrics.base import FeatureExtractor
 
 _WINDOW = 7  # pixels of SSIM's window: it fits 8 x 8 images
@@ -26,14 +27,14 @@ def similarity(images: Tensor, others: Tensor, extractor: FeatureExtractor) -> d
     """
     sums = dict.fromkeys(("mse", "psnr", "ssim", "perceptual"), 0.0)
     for batch in torch.arange(len(images)).split(_BATCH):
-        a, b = (x[batch].float().clamp(-1, 1).to(extractor.device) for x in (images, others))
+        a, b = (to_float(x[batch]).clamp(-1, 1).to(extractor.device) for x in (images, others))
+        sums["mse"] += float((a - b).square().flatten(1).mean(1).sum())
         unlike = perceptual_distance(extractor.maps(a), extractor.maps(b))
         a, b = (a + 1) / 2, (b + 1) / 2  # SSIM's luminance is not signed
         decibel = peak_signal_noise_ratio(a, b, data_range=1.0, reduction="none", dim=(1, 2, 3))
         alike = structural_similarity_index_measure(
             a, b, gaussian_kernel=False, kernel_size=_WINDOW, data_range=1.0, reduction="none"
         )
-        sums["mse"] += float((images[batch] - others[batch]).square().flatten(1).mean(1).sum())
         sums["psnr"] += float(decibel.clamp(max=_MOST_DB).sum())
         sums["ssim"] += float(torch.as_tensor(alike).sum())
         sums["perceptual"] += float(unlike.sum())

@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from stepdrop_rl.interrupt import StopRequest
 from stepdrop_rl.models.unet import load_model
@@ -230,6 +232,23 @@ def test_a_config_file_lies_below_the_command_line(capsys):
     assert record["output"] == "from_file.png"
     assert record["num_samples"] == 4
     assert record["nfe_mean"] == 2
+
+
+def test_a_folder_takes_as_many_images_as_are_asked_for():
+    argv = ["--policy", "bernoulli", "--num-samples", "70", "--tracking", "none", "--json", "r.json"]
+    assert call("sample", *argv, "--output", "images") == 0
+    assert call("sample", *argv, "--output", "grid.png") == 0
+    files = sorted(Path("images").iterdir())
+    assert [file.name for file in files] == [f"{i:06d}.png" for i in range(70)]
+    record = json.loads(Path("r.json").read_text())
+    assert 1 < record["nfe_mean"] < 8
+    # The same images, laid out: 9 in a row, each pixel as large as the grid makes it, 2 pixels between them.
+    grid = np.asarray(Image.open("grid.png"))[..., 0]
+    side = (grid.shape[1] - 2) // 9 - 2
+    alone = np.asarray(Image.open(files[10])).repeat(side // 8, 0).repeat(side // 8, 1)
+    top, left = 2 + 1 * (side + 2), 2 + 1 * (side + 2)
+    assert (grid[top : top + side, left : left + side] == alone).all()
+    assert call("sample", *argv, "--output", "grid.jpg") == 2
 
 
 def test_a_schedule_file_runs_unrounded():

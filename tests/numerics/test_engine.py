@@ -1,7 +1,11 @@
 """The sampling engine: image i whatever its batch, calls of those who evaluate, budgets that are kept."""
 
+import errno
 import math
+import os
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +19,13 @@ from envs.errors import UserError
 from envs.mdp import Trajectories
 from envs.observation import ENTRIES
 from envs.philox import Role, Stream, normal, uniform
+from stepdrop_rl.data import to_uint8
 from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.engine import Engine, Samples
 from stepdrop_rl.models.analytic import GaussianMixture
 from stepdrop_rl.models.denoiser import Denoiser
 from stepdrop_rl.process import DiffusionProcess
+from stepdrop_rl.room import room_for
 from stepdrop_rl.solvers import SOLVERS
 
 from .conftest import denoiser_of, exact, network
@@ -236,6 +242,49 @@ def test_finished_images_stream_out_in_bounded_memory() -> None:
             seen[finished.ids - 3] += 1
             torch.testing.assert_close(finished.images, whole.images[finished.ids - 3], rtol=0, atol=2e-5)
     exact(seen, torch.ones(50, dtype=torch.int64))
+
+
+def single(shape: tuple[int, int, int], mean: float = 0.0) -> GaussianMixture:
+    return GaussianMixture(NoiseSchedule("cosine", 1000), torch.full((1, *shape), mean), 0.3)
+
+
+def anonymous_memory() -> int:
+    """Bytes that this process has written and that no file holds."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in line)
+    return 1024 * int(line.split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells what memory is a file's")
+def test_many_images_are_on_disk_as_files_would_hold_them() -> None:
+    """4,000 colour images of 64×64 are 197 MB as they are drawn, and 49 MB as files."""
+    shape, count = (3, 64, 64), 4000
+    sampler = replace(engine(mixture(), batch_size=16), denoiser=single(shape))
+    agent = FixedSchedule("one", GRID[:1])
+    few = sampler.sample(agent, 70)  # what a batch takes is taken before
+    before, most = anonymous_memory(), [0]
+    room = room_for((count, *shape))
+
+    def watch(_: int) -> None:
+        most[0] = max(most[0], anonymous_memory() - before)
+
+    samples = sampler.sample(agent, count, room=room, progress=watch)
+    assert most[0] < 24e6
+    exact(samples.images[:70], to_uint8(few.images))
+
+
+def test_images_that_diverged_are_no_files() -> None:
+    sampler = replace(engine(mixture()), denoiser=single((1, 2, 2), math.nan))
+    with pytest.raises(UserError, match="3 of 3 images hold NaN: their sampler diverged"):
+        sampler.sample(FixedSchedule("one", GRID[:1]), 3, room=room_for((3, 1, 2, 2)))
+
+
+def test_a_disk_without_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"no room for 1 MB of images in .*No space left on device"):
+        room_for((1000, 1000), most_in_memory=10)
 
 
 def test_the_same_time_on_another_grid_decides_alike() -> None:
