@@ -41,9 +41,10 @@ def measure_engine(config: BenchmarkConfig) -> list[Row]:
             engine.sample(agent, config.batch_size)
 
         @torch.no_grad()
-        def bare() -> None:
+        def bare() -> None:  # in the engine's number type, and replayed as a graph where its calls are
             for t in agent.times.tolist():  # type: ignore[union-attr]
-                model.denoiser.network(x, torch.full((len(x),), t, device=device)).sample.cpu()
+                output = model.denoiser.raw(x, torch.full((len(x),), t, device=device))
+            output.cpu()
 
         ours, network, ratio = interleaved(sample, bare, config.repeats)
         rows.append(

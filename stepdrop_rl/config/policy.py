@@ -108,7 +108,7 @@ class TrainPolicyConfig(CommonConfig):
         judge_every: Decisions between two looks by the validation judge.
         judge_samples: Images per look.
         target_nfe: Budgets at which the validation judge looks.
-        precision: Of the network; auto is bfloat16 on CUDA, else float32.
+        precision: Of the network; auto is bfloat16 on CUDA, and for large networks on CPUs that have it.
     """
 
     model: str | None = None
@@ -155,7 +155,8 @@ class AgentChoice(CommonConfig):
         num_decisions: N, points of the decision grid, for agents that bring none.
         num_samples: Images to draw.
         batch_size: Images in one batch.
-        precision: Of the network; auto is bfloat16 on CUDA, else float32. The trajectory is float32 always.
+        precision: Of the network; auto is bfloat16 on CUDA, and for large networks on CPUs that have it.
+            The trajectory is float32 always.
     """
 
     model: str | None = None
@@ -201,7 +202,7 @@ class SearchConfig(CommonConfig):
         method: xue, gits, oss, ld3, energy, blackbox, mixture, or oss_oracle (every training noise its own).
         nfe: Evaluations per image.
         solver: A solver, with its settings if it has any: ddim:eta=0.5.
-        precision: Of the network; auto is bfloat16 on CUDA, else float32.
+        precision: Of the network; auto is bfloat16 on CUDA, and for large networks on CPUs that have it.
         output: Schedule file (default runs/DATA/schedules/METHOD-SOLVER-NFE.json).
     """
 

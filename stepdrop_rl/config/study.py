@@ -33,7 +33,7 @@ class StudyConfig(CommonConfig):
         blocks: Disjoint blocks of noise.
         teacher_steps: Evaluations of the full trajectory.
         batch_size: Images held at once.
-        precision: Of the network; auto is bfloat16 on CUDA, else float32.
+        precision: Of the network; auto is bfloat16 on CUDA, and for large networks on CPUs that have it.
         output: Folder of all that is made (default runs/DATA/study).
         report: Folder of report.html, report.md and figures (default: the output folder).
         workers: Processes that share the threads and the jobs; what they print is in OUTPUT/workers.log.

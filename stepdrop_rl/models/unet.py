@@ -26,6 +26,7 @@ from stepdrop_rl.device import autocast_type
 from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.models.denoiser import NetworkDenoiser
 from stepdrop_rl.runs import run_folder
+from stepdrop_rl.threads import use_kept_threads
 from stepdrop_rl.weights import content_hash, read_json, require_writable, write_text
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -199,8 +200,11 @@ def load_model(
         schedule,
         prediction=info.prediction,
         shape=(channels, size, size),
-        autocast=autocast_type(precision, device),
+        autocast=autocast_type(precision, device, network),
         pad_to=pad_to,
         capture=on_cuda,
     )
-    return Model(denoiser, info, content_hash(dict(network.state_dict())))
+    identity = content_hash(dict(network.state_dict()))
+    if not on_cuda:
+        use_kept_threads(identity)
+    return Model(denoiser, info, identity)

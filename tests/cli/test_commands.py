@@ -1,6 +1,7 @@
 """The commands, end to end and for real, in small sizes."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -297,15 +298,20 @@ def test_a_ladder_judges_every_rung_in_a_process_of_its_own(capsys):
     assert call("evaluate", "--ladder", "{nobody: [2]}") == 2
 
 
-def test_the_benchmark_measures_its_parts(capsys):
+def test_the_benchmark_measures_its_parts(capsys, own_cache):
     argv = ["--parts", "[cpu, engine, pipeline, training, environment]", "--repeats", "1", "--num-envs", "4"]
-    argv += ["--batch-size", "8", "--tracking", "none", "--json", "b.json"]
+    argv += ["--batch-size", "8", "--num-samples", "320", "--tracking", "none", "--json", "b.json"]
     assert call("benchmark", *argv) == 0
     parts = json.loads(Path("b.json").read_text())
     assert list(parts) == ["cpu", "engine", "pipeline", "training", "environment"]
     for rows in parts.values():
         assert all(row["ratio"] > 0 for row in rows)
     assert {row["what"] for row in parts["cpu"]} >= {"float32, 1 thread", "bfloat16, 1 thread"}
+    differs = re.fullmatch(
+        r"[\d.]+ \(([-+][\d.]+) ± ([\d.]+)\)", parts["pipeline"][1]["distance (bfloat16 − float32, 95 %)"]
+    )
+    assert differs
+    assert abs(float(differs[1])) < 1
     assert parts["engine"][-1]["what"].startswith("ppo, 4.9")
     assert parts["engine"][-1]["slots in use"] > 0.9
     assert call("benchmark", "--parts", "[engin]") == 2

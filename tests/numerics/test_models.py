@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from envs.errors import UserError
+from stepdrop_rl import device
 from stepdrop_rl.config import ScheduleConfig, UNetConfig
+from stepdrop_rl.device import autocast_type
 from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.models.denoiser import FEATURES, NetworkDenoiser, feature_widths, unet_of
 from stepdrop_rl.models.unet import (
     ModelInfo,
     PixelUnshuffledUNet,
-    autocast_type,
     load_model,
     make_network,
     save_model,
@@ -98,6 +99,17 @@ def test_precision_by_device() -> None:
     assert autocast_type("auto", "cuda") == torch.bfloat16
     assert autocast_type("float32", "cuda") is None
     assert autocast_type("bfloat16", "cpu") == torch.bfloat16
+
+
+def test_a_large_network_is_called_in_bfloat16_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small, large = torch.nn.Linear(10, 10), torch.nn.Linear(1000, 1000)
+    for has, expected in ((True, torch.bfloat16), (False, None)):
+        monkeypatch.setattr(device, "cpu_has_bfloat16", lambda has=has: has)
+        assert autocast_type("auto", "cpu", large) is expected
+        assert autocast_type("auto", "cpu", small) is None
+        assert autocast_type("float32", "cpu", large) is None
 
 
 # --- features -----------------------------------------------------------------------------------
