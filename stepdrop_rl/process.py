@@ -105,18 +105,21 @@ class DiffusionProcess:
 
     def jump(self, rows: Tensor, s: Tensor) -> Tensor:
         """Images at times ``s`` (CLEAN: the current clean estimate), one jump from the anchors."""
-        x0 = self._x0[rows]
         clean = s < 0
-        if bool(clean.all()):
-            return x0[:, 0]
+        if self._tells(clean):
+            return self._x0[rows, 0]
+        x_s = self._carried(rows, torch.where(clean, self._times[rows, 0], s.double()))
+        return torch.where(clean.reshape(-1, 1, 1, 1), self._x0[rows, 0], x_s)
+
+    def _carried(self, rows: Tensor, target: Tensor) -> Tensor:
+        """Images at real times, one jump from the anchors."""
         anchor = Anchor(
             self._x[rows],
-            x0,
+            self._x0[rows],
             self._times[rows],
             self._count[rows],
             None if self._eps is None else self._eps[rows],
         )
-        target = torch.where(clean, anchor.times[:, 0], s.double())
         noise = None
         if self.solver.stochastic:
             noise = normal(
@@ -127,20 +130,19 @@ class DiffusionProcess:
                 image=self._image[rows],
                 time=target,
             )
-        x_s = self.solver.jump(self.schedule, anchor, target, noise)
-        return torch.where(clean.reshape(-1, 1, 1, 1), x0[:, 0], x_s)
+        return self.solver.jump(self.schedule, anchor, target, noise)
+
+    def _tells(self, flags: Tensor) -> bool:
+        """Whether all flags are up; where asking makes a GPU wait, nobody asks and all the work is done."""
+        return not flags.is_cuda and bool(flags.all())
 
     @torch.no_grad()
     def evaluate(self, rows: Tensor, t: Tensor) -> None:
         """Carry the rows to ``t``, call the network on just them, and remember what it said."""
         fresh = self._count[rows] == 0  # a first evaluation happens where the sample starts
-        if bool(fresh.all()):
-            x = self._x[rows]
-        elif bool(fresh.any()):
-            x = self._x[rows]
-            x[~fresh] = self.jump(rows[~fresh], t[~fresh])
-        else:
-            x = self.jump(rows, t)
+        x = self._x[rows]
+        if not self._tells(fresh):
+            x = torch.where(fresh.reshape(-1, 1, 1, 1), x, self._carried(rows, t.double()))
         seen = estimate(self.denoiser, x, t, clip=self.clip, features=self.asked)
         self._clipped[rows] = seen.clipped
         self._eps_rms[rows] = rms(seen.predicted)
