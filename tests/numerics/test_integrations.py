@@ -1,18 +1,28 @@
 """Inside diffusers: a schedule in DDPMPipeline draws what the engine draws, and what is saved is loaded."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    UNet2DModel,
+)
 from gymnasium.utils.env_checker import check_env
 
 import stepdrop_rl
 from agents.fixed import FixedSchedule
 from envs.errors import UserError
 from envs.philox import Role, Stream, normal
-from stepdrop_rl.diffusion import CLEAN
+from stepdrop_rl.config import ScheduleConfig
+from stepdrop_rl.diffusion import CLEAN, NoiseSchedule
 from stepdrop_rl.engine import Engine
 from stepdrop_rl.estimates import CLIPS
 from stepdrop_rl.integrations.pipeline import StepDropPipeline
@@ -76,6 +86,80 @@ def test_the_scheduler_refuses_what_cannot_be(model):
     with pytest.raises(UserError, match="at its end"):
         scheduler.step(x, 900, x)
     assert CLEAN < 0
+
+
+FOREIGN = [
+    DDPMScheduler(),
+    DDPMScheduler(num_train_timesteps=300),  # theirs is not stretched as ours is
+    DDPMScheduler(beta_start=0.00085, beta_end=0.012),
+    DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+    PNDMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
+    LCMScheduler(),  # has defaults of its own
+    DDPMScheduler(num_train_timesteps=200, trained_betas=[0.001 + 0.0001 * i for i in range(200)]),
+]
+
+
+@pytest.mark.parametrize("other", FOREIGN, ids=lambda other: type(other).__name__)
+def test_another_schedulers_noise_schedule_is_taken_over_to_the_digit(other, tmp_path):
+    ours = StepDropScheduler.from_config(other.config, times=[150.0, 20.0], solver="ddim")
+    other.save_pretrained(tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours")
+    bare = {"_class_name": type(other).__name__}  # as hand-made files are: all but what differs left out
+    bare |= {k: v for k, v in other.config.items() if k not in other.config["_use_default_values"]}
+    for made in (
+        ours,
+        StepDropScheduler.from_config(bare, times=[150.0, 20.0]),
+        StepDropScheduler.from_pretrained(tmp_path / "theirs", times=[150.0, 20.0]),
+        StepDropScheduler.from_pretrained(tmp_path / "ours"),
+        StepDropScheduler.from_config(ours.config),
+        DDPMScheduler.from_config(ours.config),  # and the way back
+    ):
+        assert made.config.num_train_timesteps == other.config.num_train_timesteps
+        assert made.config.prediction_type == other.config.prediction_type
+        torch.testing.assert_close(made.alphas_cumprod, other.alphas_cumprod, rtol=0, atol=1e-6)
+        if made.config.get("trained_betas") is None:
+            assert made.config.beta_schedule == other.config.beta_schedule
+    assert list(StepDropScheduler.from_pretrained(tmp_path / "ours").config.times) == [150.0, 20.0]
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+@pytest.mark.parametrize("steps", [1000, 400, 10])  # 10: our linear schedule's β are cut off
+def test_our_models_noise_schedules_survive_and_so_do_files_without_betas(model, name, steps, tmp_path):
+    schedule = ScheduleConfig(name=name, num_train_timesteps=steps)
+    own = replace(model, info=replace(model.info, schedule=schedule))
+    scheduler = StepDropScheduler.of(own, [9.0, 1.0])
+    scheduler.save_pretrained(tmp_path)
+    old = {  # as this class wrote them before it knew beta_start
+        "_class_name": "StepDropScheduler",
+        "beta_schedule": name,
+        "num_train_timesteps": steps,
+        "times": [9.0, 1.0],
+    }
+    for made in (
+        scheduler,
+        StepDropScheduler.from_pretrained(tmp_path),
+        StepDropScheduler.from_config(scheduler.config),
+        StepDropScheduler.from_config(old),
+    ):
+        expected = NoiseSchedule(name, steps).alpha_bar
+        torch.testing.assert_close(made.schedule.alpha_bar, expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    "other, said",
+    [
+        (DDPMScheduler(beta_schedule="sigmoid").config, "unknown beta_schedule 'sigmoid'"),
+        (DDPMScheduler(rescale_betas_zero_snr=True).config, "zero_snr is not supported"),
+        (DDPMScheduler(prediction_type="sample").config, "unknown prediction_type 'sample'"),
+        (DDPMScheduler(beta_start=0.0).config, "between 0 and 1"),
+        (DDPMScheduler(trained_betas=[0.1, 0.2]).config, "num_train_timesteps = 1000 numbers"),
+        (FlowMatchEulerDiscreteScheduler().config, "no DDPM-like scheduler"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler tells neither"),
+    ],
+)
+def test_noise_schedules_that_we_do_not_have_are_refused(other, said):
+    with pytest.raises(UserError, match=said):
+        StepDropScheduler.from_config(other, times=[9.0, 1.0])
 
 
 def test_noise_is_added_as_the_forward_process_does(model):
