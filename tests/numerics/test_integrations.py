@@ -29,6 +29,7 @@ from stepdrop_rl.integrations.pipeline import StepDropPipeline
 from stepdrop_rl.integrations.scheduler import StepDropScheduler
 from stepdrop_rl.models.unet import load_model
 from stepdrop_rl.policies import find_policy, load_policy
+from stepdrop_rl.pricing import price_for
 from stepdrop_rl.solvers import SOLVERS
 
 TIMES = [960.0, 812.5, 500.25, 200.0, 40.0]
@@ -186,6 +187,65 @@ def test_a_policy_in_a_pipeline_spends_its_budget_and_survives_saving(model, tmp
     assert picture.size == (8, 8)
     with pytest.raises(UserError, match="not both"):
         loaded(price=0.02, target_nfe=5)
+
+
+@pytest.fixture
+def pipeline():
+    return StepDropPipeline.of(load_model("digits"), load_policy(find_policy("ppo", "digits")))
+
+
+def test_a_budgets_price_is_found_once_for_each_policy(pipeline, monkeypatch):
+    asked = []
+
+    def counting(*args):
+        asked.append(args[2])
+        return price_for(*args, num_images=64)
+
+    monkeypatch.setattr("stepdrop_rl.integrations.pipeline.price_for", counting)
+    first = pipeline(4, target_nfe=5, seed=1, output_type="np").images
+    pipeline(1, target_nfe=7, seed=2)
+    assert (pipeline(4, target_nfe=5, seed=1, output_type="np").images == first).all()
+    assert asked == [5, 7]
+    pipeline.policy = load_policy(find_policy("ppo", "digits"))
+    pipeline(1, target_nfe=5)
+    assert asked == [5, 7, 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_it_draws_the_same_pictures(pipeline, dtype):
+    full = pipeline(16, price=0.02, output_type="np")
+    pipeline.to(dtype)
+    seen = []
+    handle = pipeline.unet.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].dtype))
+    half = pipeline(16, price=0.02, output_type="np")
+    handle.remove()
+    assert set(seen) == {dtype}
+    same = [a == b for a, b in zip(full.nfe, half.nfe, strict=True)]  # a coin may fall otherwise
+    assert sum(same) >= 12
+    assert abs(full.images - half.images)[same].mean() < 0.02
+
+
+def test_it_is_called_as_diffusers_pipelines_are(pipeline):
+    def draw(start, count=4):
+        generator = torch.Generator().manual_seed(start)
+        settings = {"generator": generator, "price": 0.02, "output_type": "np", "return_dict": False}
+        return [pipeline(count, **settings)[0] for _ in range(2)]
+
+    first, second = draw(1)
+    again = draw(1)
+    assert (first == again[0]).all()
+    assert (second == again[1]).all()
+    assert not (first == second).all()  # the generator moves on
+    assert not (first == draw(2)[0]).all()
+    assert (draw(1, 2)[0] == first[:2]).all()
+    images, nfe = pipeline(3, seed=5, price=0.02, return_dict=False)
+    assert (len(images), len(nfe)) == (3, 3)
+    with pytest.raises(UserError, match="either seed or generator"):
+        pipeline(seed=0, generator=torch.Generator())
+    with pytest.raises(UserError, match=r"one torch\.Generator"):
+        pipeline(generator=[torch.Generator()])
+    with pytest.raises(UserError, match="unknown output_type 'pt'"):
+        pipeline(output_type="pt")
 
 
 def test_what_is_not_there_is_said():
