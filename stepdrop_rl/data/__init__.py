@@ -2,6 +2,7 @@
 
 from stepdrop_rl.data.base import (
     DATASETS,
+    SHAPES,
     SPLITS,
     ImageData,
     Loader,
@@ -12,4 +13,15 @@ from stepdrop_rl.data.base import (
     to_uint8,
 )
 
-__all__ = ["DATASETS", "SPLITS", "ImageData", "Loader", "Split", "folder_of", "load", "to_float", "to_uint8"]
+__all__ = [
+    "DATASETS",
+    "SHAPES",
+    "SPLITS",
+    "ImageData",
+    "Loader",
+    "Split",
+    "folder_of",
+    "load",
+    "to_float",
+    "to_uint8",
+]

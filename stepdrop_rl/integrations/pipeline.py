@@ -29,7 +29,7 @@ from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.engine import Engine
 from stepdrop_rl.integrations.scheduler import StepDropScheduler
 from stepdrop_rl.models.denoiser import NetworkDenoiser
-from stepdrop_rl.models.unet import Model
+from stepdrop_rl.models.unet import Model, image_shape
 from stepdrop_rl.policies import load_policy, save_policy
 from stepdrop_rl.pricing import price_for
 from stepdrop_rl.solvers import make_solver
@@ -145,15 +145,13 @@ class StepDropPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def _engine(self, policy: LearnedPolicy, seed: int, role: Role) -> Engine:
         network, trained = self.unet.eval(), self.scheduler.schedule
-        size = network.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
         denoiser = NetworkDenoiser(
             network,
             NoiseSchedule(
                 trained.name, trained.num_train_timesteps, self.device, alpha_bar=trained.alpha_bar
             ),
             prediction=self.scheduler.config.prediction_type,
-            shape=(network.config.in_channels, height, width),
+            shape=image_shape(network),
         )
         assert policy.times is not None
         return Engine(

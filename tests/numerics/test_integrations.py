@@ -21,16 +21,19 @@ import stepdrop_rl
 from agents.fixed import FixedSchedule
 from envs.errors import UserError
 from envs.philox import Role, Stream, normal
-from stepdrop_rl.config import ScheduleConfig
+from stepdrop_rl.config import DataConfig, ScheduleConfig
+from stepdrop_rl.data import DATASETS, SHAPES
+from stepdrop_rl.data import load as load_data
 from stepdrop_rl.diffusion import CLEAN, NoiseSchedule
 from stepdrop_rl.engine import Engine
 from stepdrop_rl.estimates import CLIPS
 from stepdrop_rl.integrations.pipeline import StepDropPipeline
 from stepdrop_rl.integrations.scheduler import StepDropScheduler
-from stepdrop_rl.models.unet import load_model
+from stepdrop_rl.models.unet import PRETRAINED, load_model
 from stepdrop_rl.policies import find_policy, load_policy
 from stepdrop_rl.pricing import price_for
 from stepdrop_rl.solvers import SOLVERS
+from stepdrop_rl.weights import read_json, write_json
 
 TIMES = [960.0, 812.5, 500.25, 200.0, 40.0]
 
@@ -257,18 +260,16 @@ def test_what_is_not_there_is_said():
 def test_the_examples_of_the_docs_run(number, tmp_path, monkeypatch):
     text = (Path(__file__).parents[2] / "docs" / "diffusers.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 3  # the last one needs a pipeline of yours
+    assert len(blocks) == 4  # the last two need a pipeline of yours
     monkeypatch.chdir(tmp_path)
     exec(compile(blocks[number], "docs/diffusers.md", "exec"), {})
     assert (tmp_path / ("digits-in-five" if number == 0 else "first.png")).exists()
 
 
-def saved_pipeline(folder, **scheduler):
+def saved_pipeline(folder, unet=None, **scheduler):
     torch.manual_seed(0)
     unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
+        **{"sample_size": 8, "in_channels": 1, "out_channels": 1, **(unet or {})},
         block_out_channels=(8, 16),
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
@@ -296,7 +297,7 @@ def test_a_foreign_u_net_is_an_environment(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "scheduler, said",
     [
-        ({"beta_schedule": "sigmoid"}, "noise schedule 'sigmoid'"),
+        ({"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid'"),
         ({"beta_schedule": "linear", "beta_end": 0.05}, "linear from 0.0001 to 0.05"),
         ({"beta_schedule": "linear", "prediction_type": "sample"}, "predict 'sample'"),
     ],
@@ -307,10 +308,86 @@ def test_what_we_have_no_mathematics_for_is_refused(tmp_path, scheduler, said):
         stepdrop_rl.from_diffusers(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "unet, said",
+    [
+        ({"out_channels": 2}, r"predicts 2 channels of 1 \(a learned variance\?\)"),
+        ({"out_channels": 3}, "predicts 3 channels of 1: only"),
+        ({"num_class_embeds": 10}, "class-conditional"),
+        ({"class_embed_type": "timestep"}, "class-conditional"),
+        ({"sample_size": None}, "sample_size is missing"),
+    ],
+)
+def test_networks_that_know_more_than_noise_are_refused(tmp_path, unet, said):
+    saved_pipeline(tmp_path, unet)
+    with pytest.raises(UserError, match=said) as caught:
+        stepdrop_rl.from_diffusers(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10"])  # cifar10's sees blocks of pixels, and predicts v
+@pytest.mark.parametrize("steps", [1000, 500])
+def test_a_pipeline_of_ours_is_imported_as_the_model_that_it_was(name, steps, tmp_path):
+    model = load_model(name)
+    linear = ScheduleConfig(name="linear", num_train_timesteps=steps)
+    for schedule in (model.info.schedule, linear):
+        changed = replace(model, info=replace(model.info, schedule=schedule))
+        scheduler = StepDropScheduler.of(changed, [400.0, 20.0])
+        DDPMPipeline(model.denoiser.network, scheduler).save_pretrained(tmp_path)
+        again = load_model(str(tmp_path), dataset=name)
+        assert again.hash == model.hash
+        assert again.info.schedule == schedule
+        assert again.info.prediction == model.info.prediction
+        assert again.denoiser.prediction == model.info.prediction
+        assert again.denoiser.shape == model.denoiser.shape
+    assert {"digits": "epsilon", "cifar10": "v_prediction"}[name] == model.info.prediction
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_what_a_foreign_network_says_is_read_as_diffusers_reads_it(prediction, tmp_path):
+    settings = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": prediction}
+    unet = saved_pipeline(tmp_path, **settings).eval()
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        eps, _ = load_model(str(tmp_path)).denoiser(x, torch.tensor([600.0, 600.0]))
+        output = unet(x, 600).sample
+    theirs = DDPMScheduler(clip_sample=False, **settings)
+    x0 = theirs.step(output, 600, x).pred_original_sample
+    alpha_bar = theirs.alphas_cumprod[600]
+    torch.testing.assert_close(eps, (x - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt(), rtol=0, atol=1e-5)
+
+
+def test_the_shapes_that_a_foreign_network_must_have_are_those_of_the_images():
+    assert set(SHAPES) == set(DATASETS)
+    assert (SHAPES["digits"][0], *[SHAPES["digits"][1]] * 2) == load_data(DataConfig(), "judge").shape
+    for folder in PRETRAINED.glob("*/unet"):
+        name = folder.parent.name
+        channels, size = SHAPES[name]
+        assert load_model(name).denoiser.shape in ((channels, size, size), (channels, 64, 64))
+
+
+def test_latents_are_no_images(tmp_path):
+    saved_pipeline(tmp_path)
+    index = read_json(tmp_path / "model_index.json")
+    write_json(tmp_path / "model_index.json", index | {"vqvae": ["diffusers", "VQModel"]})
+    with pytest.raises(UserError, match="also holds vqvae"):
+        stepdrop_rl.from_diffusers(tmp_path)
+
+
+def test_a_pipeline_in_one_folder_is_read(tmp_path):  # as the first ones of the hub are
+    saved_pipeline(tmp_path)
+    expected = load_model(str(tmp_path)).hash
+    for part in ("unet", "scheduler"):
+        for file in (tmp_path / part).iterdir():
+            file.rename(tmp_path / file.name)
+        (tmp_path / part).rmdir()
+    assert load_model(str(tmp_path)).hash == expected
+
+
 def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         stepdrop_rl.from_diffusers(tmp_path)
     saved_pipeline(tmp_path)
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="does not hold a UNet2DModel"):
+    with pytest.raises(UserError, match="cannot load the network"):
         stepdrop_rl.from_diffusers(tmp_path)
