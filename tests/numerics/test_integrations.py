@@ -28,6 +28,7 @@ from stepdrop_rl.diffusion import CLEAN, NoiseSchedule
 from stepdrop_rl.engine import Engine
 from stepdrop_rl.estimates import CLIPS
 from stepdrop_rl.integrations.pipeline import StepDropPipeline
+from stepdrop_rl.integrations.samplers import betas
 from stepdrop_rl.integrations.scheduler import StepDropScheduler
 from stepdrop_rl.models.unet import PRETRAINED, load_model
 from stepdrop_rl.policies import find_policy, load_policy
@@ -75,6 +76,46 @@ def test_in_a_pipeline_it_calls_the_network_once_a_time_and_survives_saving(name
     again = loaded(2, generator=torch.Generator().manual_seed(1), output_type="np").images
     assert (first == again).all()
     assert list(loaded.scheduler.config.times) == TIMES
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    "kind, solver, settings",
+    [(DDIMScheduler, "ddim", {"use_clipped_model_output": True}), (DDPMScheduler, "ddpm", {})],
+)
+def test_step_by_step_it_is_diffusers(kind, solver, settings, prediction):
+    theirs = kind(beta_schedule="squaredcos_cap_v2", prediction_type=prediction)
+    theirs.set_timesteps(8)
+    times = [float(t) for t in theirs.timesteps]
+    ours = StepDropScheduler.from_config(theirs.config, times=times, solver=solver)
+    outputs, x = torch.randn(9, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0)).split([8, 1])
+    x = x[0]
+    drawn = [torch.Generator().manual_seed(1) for _ in range(2)]
+    for output, t in zip(outputs, theirs.timesteps, strict=True):
+        expected = theirs.step(output, t, x, generator=drawn[0], **settings)
+        found = ours.step(output, t, x, generator=drawn[1])
+        for name in ("prev_sample", "pred_original_sample"):
+            torch.testing.assert_close(found[name], expected[name], rtol=0, atol=2e-5)
+        x = expected.prev_sample
+
+
+def test_ipndm_is_diffusers_pndm_after_its_warm_up(model):
+    schedule = {"trained_betas": betas(model.denoiser.schedule.alpha_bar)}
+    theirs = PNDMScheduler(skip_prk_steps=True, **schedule)
+    theirs.set_timesteps(10)
+    times = theirs.timesteps.unique().flip(0).tolist()[2:]  # without clipping the noisiest ones blow x up
+    ours = StepDropScheduler.of(model, times, "ipndm", clip="none")
+    x = y = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for k, t in enumerate(
+        times[:-1]
+    ):  # the last jump is to the clean image: diffusers' has order 4 there, too
+        if k == 1:
+            theirs.counter = 2  # no second call at the first time, which ours does not make
+        with torch.no_grad():
+            x = ours.step(model.denoiser.raw(x, torch.full((4,), t)), t, x).prev_sample
+            y = theirs.step(model.denoiser.raw(y, torch.full((4,), t)), t, y).prev_sample
+        torch.testing.assert_close(x, y, rtol=0, atol=2e-5)
+    assert k == 6  # four evaluations and more were looked back on
 
 
 def test_the_scheduler_refuses_what_cannot_be(model):
