@@ -220,7 +220,9 @@ def make_arena(
     if config.solver is not None:
         make_solver(config.solver)
     device = device_of(resolve_device(config.device), world.local_rank)
-    model = load_model(config.model or config.data.name, device, precision=config.precision)
+    model = load_model(
+        config.model or config.data.name, device, precision=config.precision, dataset=config.data.name
+    )
     nfe = config.target_nfe or DEFAULT_NFE
     budget = budget_of(model, nfe, config.num_decisions)
     agent = make_agent(config.policy, budget, model=model, solver=config.solver)

@@ -50,13 +50,29 @@ SCHEDULES = Registry(
 
 
 class NoiseSchedule:
-    """alpha, sigma and lam at any real time, exact at the integers."""
+    """alpha, sigma and lam at any real time, exact at the integers.
 
-    def __init__(self, name: str, num_train_timesteps: int, device: torch.device | str = "cpu") -> None:
-        make: Callable[[int], Tensor] = SCHEDULES.load(name)
+    Args:
+        name: Of one of :data:`SCHEDULES`, or of what ``alpha_bar`` is.
+        num_train_timesteps: T.
+        device: Where the tables lie.
+        alpha_bar: (T,) float64, of a schedule that is none of :data:`SCHEDULES`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_train_timesteps: int,
+        device: torch.device | str = "cpu",
+        *,
+        alpha_bar: Tensor | None = None,
+    ) -> None:
+        if alpha_bar is None:
+            make: Callable[[int], Tensor] = SCHEDULES.load(name)
+            alpha_bar = make(num_train_timesteps)
         self.name = name
         self.num_train_timesteps = num_train_timesteps
-        self.alpha_bar = make(num_train_timesteps).to(device)
+        self.alpha_bar = alpha_bar.to(device)
         self._lam = 0.5 * (torch.log(self.alpha_bar) - torch.log1p(-self.alpha_bar))
 
     @property

@@ -12,6 +12,7 @@ from stepdrop_rl.config import SamplerTableConfig
 Row = dict[str, Any]
 
 TEACHER_SOLVER = "multistep"  # of the full trajectory
+_UNSPENT = "Evaluations made, where a sampler cannot spend just the column's, stand in brackets."
 
 
 def run(config: SamplerTableConfig) -> None:
@@ -84,7 +85,7 @@ def run(config: SamplerTableConfig) -> None:
             f"{config.data.name}: {distance} of {config.num_samples:,} images, same noise; the full "
             f"trajectory's, {TEACHER_STEPS} by {TEACHER_SOLVER}, is {full:.2f}"
         )
-        text = f"{title}\n\n" + report(rows, config, distance)
+        text = f"{title}. {_UNSPENT}\n\n" + report(rows, config, distance)
         run.log_dict({"rows": rows}, "samplers.json")
         figure = sampler_curves(rows, distance, title)
         run.log_figure(figure, "samplers.png")
@@ -125,6 +126,10 @@ def report(rows: Sequence[Row], config: SamplerTableConfig, distance: str) -> st
         cells = [
             f"**{cell}**" if row[distance] == b else cell
             for cell, row, b in zip(cells, found, best, strict=True)
+        ]
+        cells = [  # ours spend the column's, diffusers' what their steps take
+            cell if row.get("budget", row["nfe"]) == row["nfe"] else f"{cell} ({row['nfe']})"
+            for cell, row in zip(cells, found, strict=True)
         ]
         table.append([solver, schedule, *cells])
     return markdown_table(["solver", "schedule", *(f"{nfe} evaluations" for nfe in config.nfe)], table)

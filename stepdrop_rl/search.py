@@ -34,7 +34,9 @@ def run(config: SearchConfig) -> None:
     method: Search = SEARCHES.load(config.method)
     solver = make_solver(config.solver)
     device = resolve_device(config.device)
-    model = load_model(config.model or config.data.name, device, precision=config.precision)
+    model = load_model(
+        config.model or config.data.name, device, precision=config.precision, dataset=config.data.name
+    )
     name = f"{config.method}-{config.solver.replace(':', '-')}-{config.nfe}"
     path = (
         Path(config.output) if config.output else run_folder(model.info.dataset, "schedules") / f"{name}.json"

@@ -41,7 +41,9 @@ def run(config: TrainPolicyConfig) -> None:
         for name in names:
             registry[name]
     device = resolve_device(config.device)
-    model = load_model(config.model or config.data.name, device, precision=config.precision)
+    model = load_model(
+        config.model or config.data.name, device, precision=config.precision, dataset=config.data.name
+    )
     world = make_world(config.env, model=model, data=config.data)
     judge = _judge(config, world)
     tracker: Run  # begins when nothing can be wrong any more

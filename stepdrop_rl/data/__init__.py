@@ -2,6 +2,7 @@
 
 from stepdrop_rl.data.base import (
     DATASETS,
+    SHAPES,
     SPLITS,
     ImageData,
     Loader,
@@ -15,6 +16,7 @@ from stepdrop_rl.data.base import (
 
 __all__ = [
     "DATASETS",
+    "SHAPES",
     "SPLITS",
     "ImageData",
     "Loader",

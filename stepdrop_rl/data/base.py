@@ -73,6 +73,16 @@ DATASETS = Registry(
     },
 )
 
+SHAPES: dict[str, tuple[int, int | None]] = {
+    "digits": (1, 8),
+    "mnist": (1, 32),
+    "fashion_mnist": (1, 32),
+    "cifar10": (3, 32),
+    "celeba": (3, None),
+    "image_folder": (3, None),
+}
+"""Channels and pixels per side (None: as ``source.size`` says), known before anything is read."""
+
 
 def load(source: DataConfig, split: str) -> ImageData:
     """Return one split (``train`` or ``judge``) of the data set ``source.name``.

@@ -2,80 +2,106 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from diffusers import UNet2DModel
 
 from envs.errors import UserError
 from envs.single import StepDropEnv
-from stepdrop_rl.config import EnvConfig, ScheduleConfig
-from stepdrop_rl.device import autocast_type
-from stepdrop_rl.diffusion import NoiseSchedule
+from stepdrop_rl.config import EnvConfig, Prediction, ScheduleConfig
+from stepdrop_rl.data import SHAPES
+from stepdrop_rl.diffusion import SCHEDULES, NoiseSchedule
 from stepdrop_rl.environment import make_world
 from stepdrop_rl.grid_ends import default_ends
-from stepdrop_rl.models.denoiser import NetworkDenoiser
-from stepdrop_rl.models.unet import Model, ModelInfo
-from stepdrop_rl.weights import PathLike, content_hash, read_json
+from stepdrop_rl.integrations.noise import alpha_bar_of, completed
+from stepdrop_rl.models.unet import Model, ModelInfo, assemble, image_shape, load_network
+from stepdrop_rl.weights import PathLike, read_json
 
-_OURS = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
+_PARTS = ("unet", "scheduler")
+_NOISE = ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end", "trained_betas")
 
 
-def model_from_diffusers(path: PathLike, *, dataset: str = "", device: torch.device | str = "cpu") -> Model:
-    """Return the model of a pipeline's folder (``unet/`` and ``scheduler/``), such as a DDPMPipeline's.
+def model_from_diffusers(
+    path: PathLike,
+    *,
+    dataset: str = "",
+    device: torch.device | str = "cpu",
+    precision: str = "auto",
+    pad_to: int | None = None,
+) -> Model:
+    """Return the model of a saved pipeline, such as a DDPMPipeline or one with our own scheduler.
+
+    Its grid gets the default ends.
 
     Args:
-        path: The folder.
+        path: The pipeline's folder (``model_index.json``).
         dataset: Our name of the data set that it learned from, if rewards or judges need it.
         device: Where it computes.
+        precision: Of the network; auto is bfloat16 on CUDA, and for large networks on CPUs that have it.
+        pad_to: See :class:`~stepdrop_rl.models.denoiser.NetworkDenoiser`.
 
     Raises:
-        UserError: It is no unconditional pixel-space pipeline, or its noise schedule is none of ours.
+        UserError: It is no unconditional pixel-space pipeline, its noise schedule is none of ours, or its
+            images are not those of ``dataset``.
     """
     folder = Path(path)
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    info = ModelInfo(dataset=dataset or folder.name, t_start=0.0, t_end=0.0, **_noise(scheduler, folder))
+    index = read_json(folder / "model_index.json")
+    others = [
+        name for name, part in index.items() if isinstance(part, list) and name not in _PARTS and any(part)
+    ]
+    if others:
+        raise UserError(f"{folder} is no pipeline of a U-Net alone: it also holds {', '.join(others)}")
+    # Some pipelines keep all files in one folder.
+    unet, scheduler = (folder / part if (folder / part).is_dir() else folder for part in _PARTS)
+    info = _read_info(scheduler / "scheduler_config.json", dataset or folder.name)
+    network = load_network(unet, device)
+    _require_fit(image_shape(network), dataset, folder)
+    return assemble(network, info, device, precision=precision, pad_to=pad_to)
+
+
+def _read_info(file: Path, dataset: str) -> ModelInfo:
+    """What a scheduler's configuration says, where we have the mathematics for it."""
+    prediction = read_json(file).get("prediction_type", "epsilon")
+    if prediction not in get_args(Prediction):
+        raise UserError(f"{file}: networks that predict '{prediction}' are not supported")
+    schedule = _schedule(file)
+    t_start, t_end = default_ends(NoiseSchedule(schedule.name, schedule.num_train_timesteps))
+    return ModelInfo(dataset=dataset, prediction=prediction, schedule=schedule, t_start=t_start, t_end=t_end)
+
+
+def _schedule(file: Path) -> ScheduleConfig:
+    """Our name of the noise schedule that is the same to a thousandth at every time."""
     try:
-        network, loading = UNet2DModel.from_pretrained(
-            folder / "unet", use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
-        )
-        if loading["missing_keys"]:
-            raise ValueError(f"its weights lack {', '.join(sorted(loading['missing_keys']))}")
-    except Exception as error:  # many kinds, for many damages
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{folder / 'unet'} does not hold a UNet2DModel: {reason}") from None
-    network = network.to(device).eval().requires_grad_(False)
-    schedule = NoiseSchedule(info.schedule.name, info.schedule.num_train_timesteps, device)
-    t_start, t_end = default_ends(schedule)
-    info = ModelInfo(**{**vars(info), "t_start": t_start, "t_end": t_end})
-    size = network.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    denoiser = NetworkDenoiser(
-        network,
-        schedule,
-        prediction=info.prediction,
-        shape=(network.config.in_channels, height, width),
-        autocast=autocast_type("auto", device),
+        told: dict[str, Any] = {"num_train_timesteps": 1000, "beta_schedule": "linear"}
+        told |= completed(read_json(file))
+        alpha_bar = alpha_bar_of(**{key: told[key] for key in _NOISE if key in told})
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    steps = int(told["num_train_timesteps"])
+    for name in SCHEDULES:
+        if torch.allclose(NoiseSchedule(name, steps).alpha_bar, alpha_bar, rtol=1e-3, atol=0):
+            return ScheduleConfig(name=name, num_train_timesteps=steps)
+    found = "trained_betas"
+    if told.get("trained_betas") is None:
+        found = f"{told['beta_schedule']} from {told.get('beta_start')} to {told.get('beta_end')}"
+    raise UserError(
+        f"{file}: the noise schedule '{found}' in {steps} timesteps is none of ours: squaredcos_cap_v2, or "
+        f"linear from {0.1 / steps:g} to {20 / steps:g}"
     )
-    return Model(denoiser, info, content_hash(dict(network.state_dict())))
 
 
-def _noise(scheduler: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Noise schedule and prediction type, where they are ones that we have."""
-    name, steps = scheduler.get("beta_schedule"), int(scheduler.get("num_train_timesteps", 1000))
-    scaled = [scheduler.get(key, 0.0) * steps / 1000 for key in ("beta_start", "beta_end")]
-    if name == "linear" and not all(
-        math.isclose(a, b, rel_tol=1e-3) for a, b in zip(scaled, (1e-4, 2e-2), strict=True)
-    ):
-        name = f"linear from {scheduler.get('beta_start')} to {scheduler.get('beta_end')}"
-    if scheduler.get("trained_betas") is not None or name not in _OURS:
-        raise UserError(f"{folder}: the noise schedule '{name}' is not one of {', '.join(_OURS)}")
-    prediction = scheduler.get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction"):
-        raise UserError(f"{folder}: networks that predict '{prediction}' are not supported")
-    return {"schedule": ScheduleConfig(name=_OURS[name], num_train_timesteps=steps), "prediction": prediction}
+def _require_fit(shape: tuple[int, int, int], dataset: str, folder: Path) -> None:
+    """Raise :class:`UserError` for a network of other images than the data set's."""
+    if dataset not in SHAPES:
+        return
+    channels, size = SHAPES[dataset]
+    expected = (channels, size or shape[1], size or shape[1])
+    if shape != expected:
+        theirs, ours = ("×".join(str(n) for n in s) for s in (shape, expected))
+        raise UserError(
+            f"{folder} draws images of {theirs}, those of '{dataset}' are {ours}: another --data.name?"
+        )
 
 
 def from_diffusers(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from numpy.typing import NDArray
@@ -21,17 +22,21 @@ from PIL import Image
 
 from agents.policy import LearnedPolicy
 from envs.errors import UserError
-from envs.philox import Role
+from envs.philox import MAX_SEED, Role
+from envs.registry import unknown_name
 from stepdrop_rl.data import to_uint8
+from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.engine import Engine
 from stepdrop_rl.integrations.scheduler import StepDropScheduler
 from stepdrop_rl.models.denoiser import NetworkDenoiser
-from stepdrop_rl.models.unet import Model
+from stepdrop_rl.models.unet import Model, image_shape
 from stepdrop_rl.policies import load_policy, save_policy
 from stepdrop_rl.pricing import price_for
 from stepdrop_rl.solvers import make_solver
 
 _POLICY = "policy"
+_OUTPUT_TYPES = ("pil", "np")
+_PRICE_SEED = 0  # of the validation noise: a budget's price does not depend on who asked for it first
 
 
 @dataclass
@@ -53,7 +58,17 @@ class StepDropPipeline(DiffusionPipeline):  # type: ignore[misc]
     def __init__(self, unet: Any, scheduler: StepDropScheduler) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.policy: LearnedPolicy | None = None
+        self.policy = None
+
+    @property
+    def policy(self) -> LearnedPolicy | None:
+        """Who decides; None until it is set."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: LearnedPolicy | None) -> None:
+        self._policy = policy
+        self._prices: dict[float, float] = {}  # by mean NFE: finding one draws a thousand images
 
     @classmethod
     def of(cls, model: Model, policy: LearnedPolicy) -> StepDropPipeline:
@@ -82,53 +97,79 @@ class StepDropPipeline(DiffusionPipeline):  # type: ignore[misc]
         self,
         batch_size: int = 1,
         *,
-        seed: int = 0,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
         target_nfe: float | None = None,
         price: float | None = None,
         output_type: str = "pil",
-    ) -> StepDropPipelineOutput:
+        return_dict: bool = True,
+    ) -> StepDropPipelineOutput | tuple[Any, ...]:
         """Draw images.
 
         Args:
             batch_size: How many.
-            seed: Image i of a seed is always the same.
+            generator: Draws the seed.
+            seed: Image i of a seed is always the same (default: 0).
             target_nfe: Mean evaluations per image to spend at most (default: the policy's own, else 5).
             price: Price of an evaluation, instead.
             output_type: "pil" or "np".
+            return_dict: Else a tuple of the output's fields.
         """
         if self.policy is None:
             raise UserError("the pipeline has no policy: make it by StepDropPipeline.of")
+        if output_type not in _OUTPUT_TYPES:
+            raise unknown_name("output_type", output_type, _OUTPUT_TYPES)
         if price is not None and target_nfe is not None:
             raise UserError("give either price or target_nfe, not both")
+        own_seed = _seed(seed, generator)
         if price is None:
-            wanted = target_nfe or self.policy.info.target_nfe or 5.0
-            price = price_for(self.policy, self._engine(seed, Role.VALIDATION), wanted).price
-        samples = self._engine(seed, Role.EVALUATION).sample(self.policy, batch_size, price=price)
+            price = self._price(self.policy, target_nfe or self.policy.info.target_nfe or 5.0)
+        engine = self._engine(self.policy, own_seed, Role.EVALUATION)
+        samples = engine.sample(self.policy, batch_size, price=price)
         pixels = to_uint8(samples.images).permute(0, 2, 3, 1).numpy()
-        nfe = samples.nfe.tolist()
-        if output_type != "pil":
-            return StepDropPipelineOutput(images=(pixels / 255).astype(np.float32), nfe=nfe)
-        pictures = [Image.fromarray(p.squeeze(-1) if p.shape[-1] == 1 else p) for p in pixels]
-        return StepDropPipelineOutput(images=pictures, nfe=nfe)
+        images: list[Image.Image] | NDArray[np.float32]
+        if output_type == "np":
+            images = (pixels / 255).astype(np.float32)
+        else:
+            images = [Image.fromarray(p.squeeze(-1) if p.shape[-1] == 1 else p) for p in pixels]
+        output = StepDropPipelineOutput(images=images, nfe=samples.nfe.tolist())
+        return output if return_dict else output.to_tuple()
 
-    def _engine(self, seed: int, role: Role) -> Engine:
-        assert self.policy is not None
-        network: Any = self.unet
-        inner = getattr(network, "unet", network)  # where pixels are unshuffled first
-        folds = 1 if inner is network else network.config.factor
-        size = inner.config.sample_size * folds
+    def _price(self, policy: LearnedPolicy, nfe: float) -> float:
+        """The price at which the policy spends ``nfe`` evaluations per image, found once."""
+        if nfe not in self._prices:
+            self._prices[nfe] = price_for(
+                policy, self._engine(policy, _PRICE_SEED, Role.VALIDATION), nfe
+            ).price
+        return self._prices[nfe]
+
+    def _engine(self, policy: LearnedPolicy, seed: int, role: Role) -> Engine:
+        network, trained = self.unet.eval(), self.scheduler.schedule
         denoiser = NetworkDenoiser(
-            self.unet.eval(),
-            self.scheduler.schedule,
+            network,
+            NoiseSchedule(
+                trained.name, trained.num_train_timesteps, self.device, alpha_bar=trained.alpha_bar
+            ),
             prediction=self.scheduler.config.prediction_type,
-            shape=(inner.config.in_channels // folds**2, size, size),
+            shape=image_shape(network),
         )
-        assert self.policy.times is not None
+        assert policy.times is not None
         return Engine(
             denoiser=denoiser,
-            solver=make_solver(self.policy.info.solver),
-            times=self.policy.times,
+            solver=make_solver(policy.info.solver),
+            times=policy.times,
             seed=seed,
             role=role,
-            projection=self.policy.projection,
+            projection=policy.projection,
         )
+
+
+def _seed(seed: int | None, generator: torch.Generator | None) -> int:
+    """The seed that is given, or that the generator draws; 0 without either."""
+    if generator is None:
+        return 0 if seed is None else seed
+    if seed is not None:
+        raise UserError("give either seed or generator, not both")
+    if not isinstance(generator, torch.Generator):
+        raise UserError("generator must be one torch.Generator: image i of it is the same in any batch")
+    return int(torch.randint(MAX_SEED + 1, (), generator=generator, device=generator.device))

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, get_args
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from envs.errors import UserError
+from envs.registry import unknown_name
+from stepdrop_rl.config import Prediction
 from stepdrop_rl.diffusion import NoiseSchedule, image_scale, to_epsilon
 from stepdrop_rl.estimates import Clip, in_range
+from stepdrop_rl.integrations.noise import BETA_END, BETA_START, alpha_bar_of, completed, stretched
 from stepdrop_rl.models.unet import Model
 from stepdrop_rl.solvers import make_solver
 from stepdrop_rl.solvers.base import Anchor
@@ -37,19 +40,23 @@ class StepDropSchedulerOutput(BaseOutput):  # type: ignore[misc]
 
 
 class StepDropScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """A diffusers scheduler.
+    """A diffusers scheduler; another's noise schedule comes with ``from_config(other.config, times=...)``.
 
     Args:
         times: Real times, descending.
         solver: Name of a solver.
-        beta_schedule: Our name of the noise schedule: cosine (diffusers' squaredcos_cap_v2) or linear.
+        beta_schedule: linear, scaled_linear or squaredcos_cap_v2 (ours: cosine), as diffusers means them.
         num_train_timesteps: T.
+        beta_start: First β of linear and scaled_linear.
+        beta_end: Last β of them.
+        trained_betas: T values of β instead.
         prediction_type: epsilon or v_prediction.
         clip_sample: Clip clean estimates to [−1, 1].
         thresholding: Bring them there by dynamic thresholding instead (diffusers' own name for it).
         network_times: What the network is told instead of the times.
     """
 
+    _compatibles: ClassVar = [kind.name for kind in KarrasDiffusionSchedulers]  # their settings are known
     order = 1
     init_noise_sigma = 1.0
 
@@ -58,14 +65,27 @@ class StepDropScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self,
         times: Sequence[float] = (999.0, 0.0),
         solver: str = "multistep",
-        beta_schedule: str = "cosine",
+        beta_schedule: str = "linear",
         num_train_timesteps: int = 1000,
+        beta_start: float = BETA_START,
+        beta_end: float = BETA_END,
+        trained_betas: Sequence[float] | None = None,
         prediction_type: str = "epsilon",
         clip_sample: bool = True,
         thresholding: bool = False,
         network_times: Sequence[float] | None = None,
     ) -> None:
-        self.schedule = NoiseSchedule(beta_schedule, num_train_timesteps)
+        if prediction_type not in get_args(Prediction):
+            raise unknown_name("prediction_type", str(prediction_type), get_args(Prediction))
+        alpha_bar = alpha_bar_of(
+            beta_schedule,
+            num_train_timesteps,
+            beta_start=beta_start,
+            beta_end=beta_end,
+            trained_betas=trained_betas,
+        )
+        name = beta_schedule if trained_betas is None else "trained_betas"
+        self.schedule = NoiseSchedule(name, num_train_timesteps, alpha_bar=alpha_bar)
         self.alphas_cumprod = self.schedule.alpha_bar.float()
         self._solver = make_solver(solver)
         self._clip: Clip = "dynamic" if thresholding else "static" if clip_sample else "none"
@@ -87,17 +107,36 @@ class StepDropScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> StepDropScheduler:
         """The scheduler of a schedule for one of our models."""
         info = model.info
+        linear = info.schedule.name == "linear"
+        betas = stretched(info.schedule.num_train_timesteps) if linear else {}
         scheduler: StepDropScheduler = cls(
             times=[float(t) for t in times],
             solver=solver,
             beta_schedule=info.schedule.name,
             num_train_timesteps=info.schedule.num_train_timesteps,
+            **betas,
             prediction_type=info.prediction,
             clip_sample=clip == "static",
             thresholding=clip == "dynamic",
             network_times=None if network_times is None else [float(t) for t in network_times],
         )
         return scheduler
+
+    @classmethod
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> StepDropScheduler | tuple[StepDropScheduler, dict[str, Any]]:
+        """The scheduler of a configuration, ours or another class's, with its very noise schedule.
+
+        Raises:
+            UserError: Its noise schedule or prediction type is not among ours.
+        """
+        if isinstance(config, dict):
+            config = completed(config)
+        made: StepDropScheduler | tuple[StepDropScheduler, dict[str, Any]] = super().from_config(
+            config, return_unused_kwargs=return_unused_kwargs, **kwargs
+        )
+        return made
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:
         """Begin anew; the number is not used."""
@@ -136,8 +175,9 @@ class StepDropScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self._index >= len(self._times):
             raise UserError("the schedule is at its end: call set_timesteps to begin anew")
         if self.schedule.device != sample.device:
+            old = self.schedule
             self.schedule = NoiseSchedule(
-                self.config.beta_schedule, self.config.num_train_timesteps, sample.device
+                old.name, old.num_train_timesteps, sample.device, alpha_bar=old.alpha_bar
             )
         t = self._times[self._index].to(sample.device).expand(len(sample))
         eps = to_epsilon(self.schedule, self.config.prediction_type, model_output, sample, t)

@@ -41,7 +41,8 @@ class NetworkDenoiser:
     """A diffusers U-Net as a :class:`Denoiser`.
 
     Args:
-        network: ``UNet2DModel`` or anything called alike: ``network(x, t).sample``.
+        network: ``UNet2DModel`` or anything called alike: ``network(x, t).sample``; images are shown to it in
+            the type of its weights.
         schedule: Its noise schedule.
         prediction: "epsilon" or "v_prediction".
         shape: (C, H, W) of its images.
@@ -63,6 +64,7 @@ class NetworkDenoiser:
         capture: bool = False,
     ) -> None:
         self.network = network
+        self._type: torch.dtype = getattr(network, "dtype", torch.float32)  # diffusers' networks tell it
         self.schedule = schedule
         self.prediction = prediction
         self.shape = shape
@@ -88,6 +90,7 @@ class NetworkDenoiser:
 
     def _network(self, x: Tensor, t: Tensor, features: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         enabled = self.autocast is not None
+        x = x.to(self._type)
         with torch.autocast(x.device.type, dtype=self.autocast or torch.bfloat16, enabled=enabled):
             if features:
                 return forward_with_features(self.network, x, t.float(), features)

@@ -24,7 +24,7 @@ from envs.registry import unknown_name
 from stepdrop_rl.config import Prediction, ScheduleConfig, UNetConfig
 from stepdrop_rl.device import autocast_type
 from stepdrop_rl.diffusion import NoiseSchedule
-from stepdrop_rl.models.denoiser import NetworkDenoiser
+from stepdrop_rl.models.denoiser import NetworkDenoiser, unet_of
 from stepdrop_rl.runs import run_folder
 from stepdrop_rl.threads import use_kept_threads
 from stepdrop_rl.weights import content_hash, read_json, require_writable, write_text
@@ -129,17 +129,18 @@ def write_info(folder: Path, info: ModelInfo) -> None:
 
 
 def model_folder(name: str) -> Path:
-    """The folder of a shipped model (by name) or of any other (by path)."""
+    """The folder of a shipped model (by name), of any other or of a diffusers pipeline (by path)."""
     shipped = PRETRAINED / name / "unet"
-    if shipped.is_dir():
-        return shipped
     trained = run_folder(name, "diffusion") / "unet"  # of a data set that no model ships for
-    for folder in (Path(name), trained):
+    for folder in (shipped, Path(name), trained):
         if (folder / "stepdrop.json").is_file():
             return folder
+    if (Path(name) / "model_index.json").is_file():
+        return Path(name)
     known = ", ".join(sorted(path.parent.name for path in PRETRAINED.glob("*/unet")))
     raise UserError(
-        f"no model '{name}': neither a shipped one ({known}) nor a folder with stepdrop.json; "
+        f"no model '{name}': neither a shipped one ({known}) nor a folder with stepdrop.json "
+        "or a diffusers pipeline's (model_index.json); "
         "python -m stepdrop_rl.train_diffusion --data.name NAME makes one"
     )
 
@@ -171,17 +172,15 @@ class Model:
     hash: str
 
 
-def load_model(
-    name: str, device: torch.device | str = "cpu", *, precision: str = "auto", pad_to: int | None = None
-) -> Model:
-    """Load a shipped model by name, or any model folder; :class:`UserError` where it is damaged."""
-    folder = model_folder(name)
-    info = read_info(folder)
-    kind = read_json(folder / "config.json").get("_class_name")
-    network_class = PixelUnshuffledUNet if kind == "PixelUnshuffledUNet" else UNet2DModel
+def load_network(folder: Path, device: torch.device | str) -> nn.Module:
+    """Read an unconditional U-Net from a diffusers model folder, frozen; :class:`UserError` if it is none."""
+    kind = read_json(folder / "config.json").get("_class_name", "UNet2DModel")
+    classes: dict[str, Any] = {known.__name__: known for known in (UNet2DModel, PixelUnshuffledUNet)}
+    if kind not in classes:
+        raise UserError(f"{folder} holds a {kind}, not an unconditional UNet2DModel")
     try:
         # low_cpu_mem_usage needs accelerate, and is of use for networks a thousand times as large.
-        network, loading = network_class.from_pretrained(
+        network, loading = classes[kind].from_pretrained(
             folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
         if loading["missing_keys"]:  # diffusers only warns, and leaves them at random
@@ -193,18 +192,78 @@ def load_model(
         raise UserError(
             f"cannot load the network in {folder}: {' '.join(str(error).split())[:200]}"
         ) from None
-    channels, size = network.config.in_channels, network.config.sample_size
-    schedule = NoiseSchedule(info.schedule.name, info.schedule.num_train_timesteps, device)
+    _require_plain(network, folder)
+    return network  # type: ignore[no-any-return]
+
+
+def _require_plain(network: nn.Module, folder: Path) -> None:
+    """Raise :class:`UserError` for a network that asks for or answers more than :class:`Denoiser` knows."""
+    unet: Any = unet_of(network)
+    told = unet.config
+    if told.class_embed_type is not None or told.num_class_embeds is not None:
+        raise UserError(
+            f"the network in {folder} is class-conditional: only unconditional ones are supported"
+        )
+    if told.out_channels != told.in_channels:
+        learned = " (a learned variance?)" if told.out_channels == 2 * told.in_channels else ""
+        raise UserError(
+            f"the network in {folder} predicts {told.out_channels} channels of {told.in_channels}{learned}: "
+            "only networks that predict epsilon or v alone are supported"
+        )
+    if told.sample_size is None:
+        raise UserError(f"{folder / 'config.json'} does not tell the images' size: sample_size is missing")
+
+
+def image_shape(network: Any) -> tuple[int, int, int]:
+    """(C, H, W) of a network's images, as its configuration tells."""
+    size = network.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(network.config.in_channels), int(height), int(width)
+
+
+def assemble(
+    network: nn.Module,
+    info: ModelInfo,
+    device: torch.device | str,
+    *,
+    precision: str = "auto",
+    pad_to: int | None = None,
+) -> Model:
+    """A model of a loaded network and what sampling must know of it."""
     denoiser = NetworkDenoiser(
         network,
-        schedule,
+        NoiseSchedule(info.schedule.name, info.schedule.num_train_timesteps, device),
         prediction=info.prediction,
-        shape=(channels, size, size),
+        shape=image_shape(network),
         autocast=autocast_type(precision, device, network),
         pad_to=pad_to,
-        capture=on_cuda,
+        capture=torch.device(device).type == "cuda",
     )
     identity = content_hash(dict(network.state_dict()))
-    if not on_cuda:
+    if torch.device(device).type == "cpu":
         use_kept_threads(identity)
     return Model(denoiser, info, identity)
+
+
+def load_model(
+    name: str,
+    device: torch.device | str = "cpu",
+    *,
+    precision: str = "auto",
+    pad_to: int | None = None,
+    dataset: str = "",
+) -> Model:
+    """Load a shipped model by name, or any model folder; :class:`UserError` where it is damaged.
+
+    A folder of a diffusers pipeline will do, too; ``dataset`` is what such a one, which does not say it,
+    learned from.
+    """
+    folder = model_folder(name)
+    if not (folder / "stepdrop.json").is_file():
+        from stepdrop_rl.integrations.importing import model_from_diffusers  # it makes models of this module
+
+        return model_from_diffusers(
+            folder, dataset=dataset, device=device, precision=precision, pad_to=pad_to
+        )
+    info = read_info(folder)
+    return assemble(load_network(folder, device), info, device, precision=precision, pad_to=pad_to)

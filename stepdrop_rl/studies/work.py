@@ -47,7 +47,12 @@ class Workshop:
         self.config = config
         self.root = root
         self.device = resolve_device(config.device)
-        self.model = load_model(config.model or config.data.name, self.device, precision=config.precision)
+        self.model = load_model(
+            config.model or config.data.name,
+            self.device,
+            precision=config.precision,
+            dataset=config.data.name,
+        )
         self.data = data_of(self.model, config.data)
         first = default_judge(self.data.name)
         self.judges = config.judges or [first, "validation" if first == "judge" else "judge"]

@@ -1,12 +1,19 @@
 """The table of samplers, and diffusers' own beside ours."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import nn
 
 from agents.fixed import FixedSchedule
 from envs.errors import UserError
+from stepdrop_rl.diffusion import image_scale
 from stepdrop_rl.engine import Engine
 from stepdrop_rl.integrations.samplers import SAMPLERS, draw
+from stepdrop_rl.models.denoiser import NetworkDenoiser
 from stepdrop_rl.models.unet import load_model
 from stepdrop_rl.solvers import SOLVERS
 from stepdrop_rl.weights import read_json
@@ -30,6 +37,28 @@ def test_diffusers_samplers_keep_to_the_budget_and_draw_digits(model, name):
         draw(f"{name}x", model, 20, 1, seed=1)
 
 
+class SaysV(nn.Module):
+    """A network that predicts epsilon, as one that predicts v: v = (eps − sigma·x) / alpha."""
+
+    def __init__(self, denoiser):
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, x, t):
+        alpha, sigma = (image_scale(v, x) for v in self.denoiser.schedule.alpha_sigma(t))
+        return UNet2DOutput(sample=(self.denoiser(x, t)[0] - sigma * x) / alpha)
+
+
+# Not PNDM: it averages what the network says, before it is turned into noise.
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "diffusers:pndm"])
+def test_a_network_that_predicts_v_draws_the_same_images(model, name):
+    settings = {"prediction": "v_prediction", "shape": model.denoiser.shape}
+    denoiser = NetworkDenoiser(SaysV(model.denoiser), model.denoiser.schedule, **settings)
+    as_v = replace(model, denoiser=denoiser, info=replace(model.info, prediction="v_prediction"))
+    expected, found = (draw(name, one, 10, 16, seed=1)[0] for one in (model, as_v))
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)  # alpha is tiny at their first times
+
+
 def test_ours_is_diffusers_on_the_same_times(model):
     theirs, calls = draw("diffusers:dpm++2m", model, 8, 16, seed=1)
     times = torch.linspace(model.info.t_start, model.info.t_end, 8).round().double()
@@ -50,6 +79,14 @@ def test_the_table_has_every_cell(tmp_path, monkeypatch, capsys):
     text = (tmp_path / "t.md").read_text(encoding="utf-8")
     assert text in capsys.readouterr().out
     assert text.count("**") == 4  # the best of each column
+    heun = next(line for line in text.splitlines() if line.startswith("| diffusers:heun"))
+    others = [row for row in rows if row.get("budget", row["nfe"]) != row["nfe"]]
+    assert len(re.findall(r"\d \(\d+\) \|", text)) == len(others)
+    rows = [row for row in rows if row["solver"] == "diffusers:heun"]
+    assert [(row["budget"], row["nfe"]) for row in rows] == [(2, 1), (4, 3)]
+    for row in rows:
+        assert f"{row['fd_digits_judge']:.2f} ({row['nfe']})" in heun
+    assert "in brackets" in text
     assert (tmp_path / "t.png").stat().st_size > 1000
     assert call("sampler_table", "--solvers", "[dim]") == 2
     assert call("sampler_table", "--schedules", "[log_snrr]") == 2
