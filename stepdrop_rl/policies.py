@@ -14,6 +14,7 @@ from agents.base import Agent, Budget
 from agents.fixed import FixedSchedule, numbers
 from agents.planned import Mixture, Oracle, read_plan
 from agents.policy import LearnedPolicy, build_policy, describe
+from agents.stochastic import SET, given_chance
 from envs.errors import UserError
 from envs.registry import unknown_name
 from stepdrop_rl.diffusion import NoiseSchedule
@@ -112,7 +113,7 @@ def _listed(text: str) -> FixedSchedule:
 
 def check_name(name: str) -> None:
     """Raise :class:`UserError` where nothing is called ``name``; before a model is loaded."""
-    known = name in BASELINES or name in ALGORITHMS
+    known = name in BASELINES or name in ALGORITHMS or name.startswith(SET)
     if not known and given(name) is None and not Path(name).is_dir():
         raise unknown_name("policy", name, [*BASELINES, *ALGORITHMS])
 
@@ -139,11 +140,13 @@ def _warn(line: str) -> None:
 def make_agent(name: str, budget: Budget, *, model: Model, solver: str | None) -> Agent:
     """Return the agent that a command names.
 
-    A baseline, an algorithm, a policy's folder, a file of times, or a list of them.
+    A baseline, an algorithm, a policy's folder, a file of times or a list of them, or given chances.
     """
     if name in BASELINES:
         agent: Agent = BASELINES.load(name)(budget)
         return agent
+    if name.startswith(SET):
+        return given_chance(name, budget.num_decisions)
     plan = given(name)
     if plan is not None:
         check_range(plan, name, model.denoiser.schedule)

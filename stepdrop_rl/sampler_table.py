@@ -122,8 +122,8 @@ def table_lines(config: SamplerTableConfig, arena: Arena, solvers: Sequence[str]
     Raises:
         UserError: A schedule has no place in this table.
     """
+    from agents import BASELINES
     from agents.fixed import whole
-    from agents.policy import LearnedPolicy
     from envs.errors import UserError
     from stepdrop_rl.arena import budget_of, check_nfe
     from stepdrop_rl.policies import given, make_agent
@@ -133,10 +133,12 @@ def table_lines(config: SamplerTableConfig, arena: Arena, solvers: Sequence[str]
     for name in config.schedules:
         budget = budget_of(arena.model, most, len(arena.times))
         agent = make_agent(name, budget, model=arena.model, solver=None)
-        if isinstance(agent, LearnedPolicy):
-            raise UserError(f"sampler_table is of schedules, '{name}' is learned: evaluate it")
-        budgets[name], served[name] = config.nfe, solvers
         plan = given(name)
+        if plan is None and name not in BASELINES:
+            raise UserError(
+                f"sampler_table is of spacings, files and lists of times, '{name}' is none: evaluate it"
+            )
+        budgets[name], served[name] = config.nfe, solvers
         if plan is None:
             check_nfe(agent, most, len(arena.times), arena.model)
             continue

@@ -70,6 +70,7 @@ def _check(config: StudyConfig) -> None:
     from envs.errors import UserError
     from envs.registry import unknown_name
     from stepdrop_rl.arena import TUNED
+    from stepdrop_rl.policies import given
     from stepdrop_rl.solvers import make_solver
     from stepdrop_rl.studies.plan import baselines_of
 
@@ -85,6 +86,8 @@ def _check(config: StudyConfig) -> None:
             )
     for name, plan in baselines_of(config).items():
         if plan is None:
+            if name.endswith(TUNED) and given(name.removesuffix(TUNED)) is not None:
+                raise UserError(f"{name}: a {TUNED} is for spacings, the times of a file are what they are")
             BASELINES[name.removesuffix(TUNED)]
         elif whole(plan.nfe) not in config.nfe:
             raise UserError(

@@ -145,7 +145,8 @@ class AgentChoice(CommonConfig):
 
     Args:
         model: Name of a shipped model, or the folder of one (default: the data set's).
-        policy: Name of an agent, a policy folder, a schedule file, or a list of times: "[967.1, 500, 24]".
+        policy: Name of an agent, a policy folder, a schedule file, a list of times ("[967.1, 500, 24]"), or
+            chance with given probabilities of skipping (bernoulli:p=0.7 or "bernoulli:p=[0.2, 0.9]").
         solver: A solver, with its settings if it has any: ddim:eta=0.5 (a learned policy brings its own).
         target_nfe: Mean evaluations per image to spend at most (a learned policy without --price: 5,
             or what it was held to).

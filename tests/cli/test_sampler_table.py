@@ -98,7 +98,8 @@ def test_a_file_stands_in_the_column_of_its_count_with_its_solver(tmp_path, monk
     [
         (["--schedules", "[target_stochastic]", "--nfe", "[2000]"], "can spend at most 24"),
         (["--schedules", "[uniform]", "--nfe", "[4, 2000]"], "can spend at most 1000"),
-        (["--schedules", "[ppo]"], "is learned"),
+        (["--schedules", "[ppo]"], "'ppo' is none: evaluate it"),
+        (["--schedules", '["bernoulli:p=0.7"]'], "evaluate it"),
     ],
 )
 def test_what_no_column_can_show_is_said(capsys, argv, said):

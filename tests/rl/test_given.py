@@ -112,3 +112,26 @@ def test_an_oracle_is_no_policy(tmp_path):
     path.write_text(json.dumps(oracle_record(Oracle("o", [TIMES, TIMES[1:]], "ddim"))))
     with pytest.raises(UserError, match=r"each of 2 training noises.*--algo clone"):
         given(str(path))
+
+
+def test_given_chances_are_kept_and_the_ends_protected(model):
+    from stepdrop_rl.arena import make_arena
+    from stepdrop_rl.config import AgentChoice
+
+    arena, (agent, _) = make_arena(AgentChoice(policy="bernoulli:p=[0.5, 0.9]", num_decisions=5), blocks=2)
+    assert agent.name == "bernoulli:p=[0.5, 0.9]"
+    count = 2000
+    rates = arena.engine(agent).sample(agent, count).evaluated.double().mean(0)
+    wanted = [1, 0.4, 0.3, 0.2, 1]
+    assert rates.tolist() == pytest.approx(wanted, abs=4 * (0.25 / count) ** 0.5)
+    assert (rates[0], rates[-1]) == (1, 1)
+    assert made("bernoulli:p=0.7", model).rates.tolist() == pytest.approx([1, *[0.3] * 22, 1])
+    table = [0.0, *(k / 40 for k in range(22)), 1.0]
+    rates = made(f"bernoulli:p={table}", model).rates.tolist()
+    assert rates == pytest.approx([1, *(1 - k / 40 for k in range(22)), 1])
+
+
+@pytest.mark.parametrize("p", ["", "x", "1.5", "-0.1", "true", "[]", "[0.5, NaN]", '["0.5"]', "[" * 100_000])
+def test_what_is_no_probability_is_said(model, p):
+    with pytest.raises(UserError, match="a probability of skipping"):
+        made(f"bernoulli:p={p}", model)
