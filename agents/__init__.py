@@ -17,6 +17,7 @@ BASELINES = Registry(
         "bernoulli": "agents.stochastic:bernoulli",
         "adaptive_error": "agents.adaptive:adaptive_error",
         "adaptive_change": "agents.adaptive:adaptive_change",
+        "adaptive_eps": "agents.adaptive:adaptive_eps",
         "skip_linear": "agents.curves:skip_linear",
         "skip_cosine2": "agents.curves:skip_cosine2",
         "skip_quadratic": "agents.curves:skip_quadratic",

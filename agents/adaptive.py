@@ -54,8 +54,26 @@ def _disagreement(observation: Tensor) -> Tensor:
 
 
 def _change(observation: Tensor) -> Tensor:
-    """Change of x0_hat to be expected since the anchor, at the rate that was last seen."""
+    """Change of x0_hat to be expected since the anchor, at the rate last seen, over the range of lam."""
     return observation[:, _COLUMN["x0_rate"]] * observation[:, _COLUMN["lam_since_anchor"]]
+
+
+def _noise_change(budget: Budget) -> Callable[[Tensor], Tensor]:
+    """Change of eps (RMS) to be expected since the anchor, at the rate that was last seen.
+
+    An order-1 jump from t to s sets x_s = α_s·x0_t + σ_s·eps_t, so the call at s shows
+    eps_s − eps_t = −(α_s/σ_s)·(x0_s − x0_t), and α/σ = e^lam: what a sample records of its clean estimates
+    tells it. After jumps of a higher order, or with noise, it is that of the order-1 jump.
+    """
+    assert budget.scale is not None, "noise is told by the model's noise schedule"
+    ends = torch.tensor([budget.t_start, budget.t_end], dtype=torch.float64)
+    first, last = budget.scale.lam(ends).tolist()
+
+    def change(observation: Tensor) -> Tensor:
+        anchor = observation[:, _COLUMN["lam"]] - observation[:, _COLUMN["lam_since_anchor"]]
+        return torch.exp(first + (last - first) * anchor) * (last - first) * _change(observation)
+
+    return change
 
 
 def adaptive_error(budget: Budget) -> Adaptive:
@@ -66,6 +84,11 @@ def adaptive_error(budget: Budget) -> Adaptive:
 def adaptive_change(budget: Budget) -> Adaptive:
     """Evaluate where the clean estimate is expected to have changed by the tolerance."""
     return Adaptive("adaptive_change", _change, budget)
+
+
+def adaptive_eps(budget: Budget) -> Adaptive:
+    """Evaluate where the predicted noise is expected to have changed by the tolerance."""
+    return Adaptive("adaptive_eps", _noise_change(budget), budget)
 
 
 def calibrated(agent: Adaptive, spent: Callable[[Adaptive], float], halvings: int = 14) -> Adaptive:

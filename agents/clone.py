@@ -47,7 +47,7 @@ class Experts:
     """
 
     def __init__(self, experts: list[Expert], grid: Tensor) -> None:
-        self.experts = sorted(experts, key=_spent, reverse=True)
+        self.experts = sorted(experts, key=lambda expert: expert.nfe, reverse=True)
         grid = grid.double().cpu()
         self.masks = [
             torch.stack([marks(torch.tensor(times, dtype=torch.float64), grid) for times in _schedules(e)])
@@ -81,14 +81,6 @@ def _schedules(expert: Expert) -> list[list[float]]:
         assert expert.times is not None
         return [expert.times.tolist()]
     return expert.schedules
-
-
-def _spent(expert: Expert) -> float:
-    """Mean evaluations."""
-    if isinstance(expert, Mixture):
-        return expert.nfe
-    schedules = _schedules(expert)
-    return sum(map(len, schedules)) / len(schedules)
 
 
 class CloneLearner(OwnLearner):

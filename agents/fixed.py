@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,27 +25,44 @@ class FixedSchedule:
         times: (K,) real times, descending.
         solver: The solver they were made for, or None.
         network_times: (K,) what the network is told instead of the times, or None.
+        model_hash: Of the model they were made for, or None.
     """
 
     observes = False
 
     def __init__(
-        self, name: str, times: Tensor, solver: str | None = None, network_times: Tensor | None = None
+        self,
+        name: str,
+        times: Tensor,
+        solver: str | None = None,
+        network_times: Tensor | None = None,
+        model_hash: str | None = None,
     ) -> None:
         self.name = name
         self.solver = solver
+        self.model_hash = model_hash
         self.times: Tensor | None = times.double()
         self.network_times = None if network_times is None else network_times.double()
+
+    @property
+    def nfe(self) -> float:
+        """Evaluations per image."""
+        assert self.times is not None
+        return float(len(self.times))
 
     def probabilities(self, observation: Tensor) -> Tensor:
         """1 everywhere."""
         return torch.ones(len(observation), device=observation.device)
 
 
+def whole(nfe: float) -> int:
+    """Evaluations of a fixed schedule at this budget: rounded up, lest it get less than the policy."""
+    return max(1, math.ceil(nfe - _NOTHING))
+
+
 def steps(budget: Budget) -> Tensor:
-    """K points from 0 to 1, K the budget rounded up: a baseline is not given less than the policy."""
-    count = max(1, math.ceil(budget.nfe - _NOTHING))
-    return torch.linspace(0, 1, count, dtype=torch.float64)
+    """K points from 0 to 1, K the budget rounded up."""
+    return torch.linspace(0, 1, whole(budget.nfe), dtype=torch.float64)
 
 
 def uniform(budget: Budget) -> FixedSchedule:
@@ -94,25 +112,45 @@ def karras(budget: Budget, rho: float = 7.0) -> FixedSchedule:
     return FixedSchedule("karras", times.clamp(budget.t_end, budget.t_start))
 
 
-def read_schedule(path: Path) -> FixedSchedule:
-    """Read a schedule file, ``{schema, solver, times[, network_times]}``; :class:`UserError` if damaged."""
+def numbers(raw: object) -> list[float]:
+    """The numbers of a list out of a file; ValueError where it is none, or holds anything else."""
+    if not isinstance(raw, list) or not all(type(one) in (int, float) for one in raw):
+        raise ValueError("not a list of numbers")  # a string is no list of digits, and true no 1
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        times = torch.tensor([float(t) for t in raw["times"]], dtype=torch.float64)
-        schema, solver, told = raw["schema"], raw.get("solver"), raw.get("network_times")
-        network_times = None if told is None else torch.tensor([float(t) for t in told], dtype=torch.float64)
-    except OSError as error:
-        raise UserError(f"cannot read schedule {path}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError):
+        return [float(one) for one in raw]
+    except OverflowError:
+        raise ValueError("an integer too large for a float") from None
+
+
+def text_or_none(raw: Mapping[str, Any], key: str) -> str | None:
+    """An entry of a file that may be missing."""
+    return None if raw.get(key) is None else str(raw[key])
+
+
+def read_schedule(raw: Mapping[str, Any], path: Path) -> FixedSchedule:
+    """What a schedule file holds, ``{schema, times[, solver, network_times, model_hash]}``.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    if raw["schema"] != SCHEDULE_SCHEMA:
+        raise UserError(
+            f"schedule {path} has schema '{raw['schema']}', this version reads '{SCHEDULE_SCHEMA}'"
+        )
+    try:
+        times = torch.tensor(numbers(raw["times"]), dtype=torch.float64)
+        told = raw.get("network_times")
+        network_times = None if told is None else torch.tensor(numbers(told), dtype=torch.float64)
+    except (ValueError, KeyError):
         raise UserError(
             f"schedule {path} is damaged: it needs 'schema' and a list of numbers 'times'"
         ) from None
-    if schema != SCHEDULE_SCHEMA:
-        raise UserError(f"schedule {path} has schema '{schema}', this version reads '{SCHEDULE_SCHEMA}'")
-    if len(times) == 0 or bool((times.diff() >= 0).any()):
+    if len(times) == 0 or not bool((times.diff() < 0).all()):
         raise UserError(f"schedule {path}: times must descend")
     if network_times is not None and not (
         len(network_times) == len(times) and bool(torch.isfinite(network_times).all())
     ):
         raise UserError(f"schedule {path}: network_times must be as many numbers as times")
-    return FixedSchedule(path.name, times, None if solver is None else str(solver), network_times)
+    return FixedSchedule(
+        path.name, times, text_or_none(raw, "solver"), network_times, text_or_none(raw, "model_hash")
+    )

@@ -8,6 +8,7 @@ Shapes: R images; S schedules; G points of the grid that holds all their times.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.fixed import FixedSchedule, read_schedule
+from agents.fixed import FixedSchedule, numbers, read_schedule, text_or_none
 from envs.errors import UserError
 
 MIXTURE_SCHEMA = "stepdrop_rl.mixture/1"
@@ -36,6 +37,7 @@ class Planned(ABC):
     """
 
     observes = False
+    model_hash: str | None = None  # of the model they were made for, where a file says it
 
     def __init__(self, name: str, times: Tensor, masks: Tensor, solver: str | None = None) -> None:
         assert bool(masks.any(1).all()), "every schedule evaluates somewhere"
@@ -113,7 +115,10 @@ class Dealt(Planned):
 
 
 class Oracle(Planned):
-    """A schedule for each of S training noises, found in hindsight: to be cloned, or as a bound on looking.
+    """A schedule for each of S training noises, found in hindsight: to be cloned.
+
+    On other noises it is nothing: no policy, and no bound on what looking may bring, which is what its
+    schedules are worth to their own noises.
 
     Args:
         name: How tables call it.
@@ -124,6 +129,11 @@ class Oracle(Planned):
     def __init__(self, name: str, schedules: Sequence[Sequence[float]], solver: str | None = None) -> None:
         super().__init__(name, *_on_one_grid(schedules), solver)
         self.schedules = [list(schedule) for schedule in schedules]
+
+    @property
+    def nfe(self) -> float:
+        """Mean evaluations per image."""
+        return float(self.masks.sum(1).double().mean())
 
     def choice(self, images: Tensor, coins: Tensor) -> Tensor:
         """By the image's number; beyond S, where nothing was found, in turn."""
@@ -162,16 +172,15 @@ def read_plan(path: Path) -> FixedSchedule | Mixture | Oracle:
         schema = raw["schema"]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):  # the last: brackets without end
         raise UserError(
             f"{path} is damaged: a file of times needs 'schema' and 'times' or 'schedules'"
         ) from None
     if schema not in (MIXTURE_SCHEMA, ORACLE_SCHEMA):
-        return read_schedule(path)
+        return read_schedule(raw, path)
     try:
-        schedules = [[float(t) for t in schedule] for schedule in raw["schedules"]]
-        weights = [float(weight) for weight in raw.get("weights", [1.0] * len(schedules))]
-        solver = None if raw.get("solver") is None else str(raw["solver"])
+        schedules = [numbers(schedule) for schedule in raw["schedules"]]
+        weights = numbers(raw.get("weights", [1.0] * len(schedules)))
     except (ValueError, TypeError, KeyError):
         raise UserError(f"mixture {path} is damaged: it needs 'schedules' and 'weights'") from None
     if not schedules or len(weights) != len(schedules):
@@ -179,9 +188,13 @@ def read_plan(path: Path) -> FixedSchedule | Mixture | Oracle:
     if not all(math.isfinite(w) and w >= 0 for w in weights) or not sum(weights) > 0:
         raise UserError(f"mixture {path}: weights must not be negative, nor all of them 0")
     for schedule in schedules:
-        steps = torch.tensor(schedule, dtype=torch.float64).diff()
-        if not schedule or bool((steps >= 0).any()):
+        if not schedule or not all(later < earlier for earlier, later in itertools.pairwise(schedule)):
             raise UserError(f"mixture {path}: the times of every schedule must descend")
+    solver = text_or_none(raw, "solver")
+    plan: Mixture | Oracle
     if schema == ORACLE_SCHEMA:
-        return Oracle(path.name, schedules, solver)
-    return Mixture(path.name, schedules, weights, solver)
+        plan = Oracle(path.name, schedules, solver)
+    else:
+        plan = Mixture(path.name, schedules, weights, solver)
+    plan.model_hash = text_or_none(raw, "model_hash")
+    return plan

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from agents import ALGORITHMS, BASELINES
 from agents.adaptive import Adaptive, calibrated
 from agents.base import Agent, Budget
 from agents.fixed import FixedSchedule
@@ -22,7 +20,6 @@ from agents.planned import Planned
 from agents.policy import LearnedPolicy
 from envs.errors import UserError
 from envs.philox import Role
-from envs.registry import unknown_name
 from stepdrop_rl.config import AgentChoice, DataConfig
 from stepdrop_rl.data import DATASETS
 from stepdrop_rl.device import resolve_device
@@ -41,7 +38,7 @@ from stepdrop_rl.metrics import (
 from stepdrop_rl.metrics.distances import frechet_distance, kid
 from stepdrop_rl.models.unet import Model, load_model
 from stepdrop_rl.parallel import World, device_of
-from stepdrop_rl.policies import make_agent
+from stepdrop_rl.policies import check_name, make_agent
 from stepdrop_rl.pricing import price_for
 from stepdrop_rl.room import room_for
 from stepdrop_rl.solvers import make_solver
@@ -141,10 +138,14 @@ class Arena:
         agent = full_trajectory(self.model.info.t_start, self.model.info.t_end, TEACHER_STEPS)
         return self.engine(agent).sample(agent, num_samples).images
 
+    def agent(self, name: str, nfe: float = DEFAULT_NFE) -> Agent:
+        """The agent called ``name``; :class:`UserError` where it does not fit the model and the solver."""
+        budget = budget_of(self.model, nfe, len(self.times))
+        return make_agent(name, budget, model=self.model, solver=self.solver)
+
     def contender(self, name: str, nfe: float, price: float | None = None) -> Contender:
         """Make the agent called ``name`` spend ``nfe`` evaluations at most, or pay ``price``."""
-        budget = budget_of(self.model, nfe, len(self.times))
-        return self.settle(make_agent(name, budget, model=self.model, solver=self.solver), nfe, price)
+        return self.settle(self.agent(name, nfe), nfe, price)
 
     def settle(self, agent: Agent, nfe: float, price: float | None = None) -> Contender:
         """Find the price or tolerance at which a policy spends ``nfe``; others have their budget already."""
@@ -211,12 +212,7 @@ def make_arena(
     """Load the model and settle the requested policy's budget."""
     world = world or World()
     DATASETS[config.data.name]
-    if (
-        config.policy not in BASELINES
-        and config.policy not in ALGORITHMS
-        and not Path(config.policy).exists()
-    ):
-        raise unknown_name("policy", config.policy, [*BASELINES, *ALGORITHMS])
+    check_name(config.policy)
     if config.solver is not None:
         make_solver(config.solver)
     device = device_of(resolve_device(config.device), world.local_rank)
@@ -267,6 +263,11 @@ def _check_budget(config: AgentChoice, agent: Agent, model: Model) -> None:
         return
     if config.price is not None:
         raise UserError(f"--price is for learned policies; give '{agent.name}' a --target-nfe")
-    most = config.num_decisions if agent.times is None else model.info.schedule.num_train_timesteps
+    check_nfe(agent, nfe, config.num_decisions, model)
+
+
+def check_nfe(agent: Agent, nfe: float, num_decisions: int, model: Model) -> None:
+    """Raise :class:`UserError` for a budget that is more than the points an agent may evaluate."""
+    most = num_decisions if agent.times is None else model.info.schedule.num_train_timesteps
     if nfe > most:
         raise UserError(f"'{agent.name}' can spend at most {most} evaluations per image, not {nfe:g}")

@@ -38,17 +38,19 @@ def run(config: EvaluateConfig) -> None:
 
 
 def _run(config: EvaluateConfig, world: World) -> None:
-    from agents import BASELINES
     from stepdrop_rl.arena import make_arena
     from stepdrop_rl.comparison import RESULT_SCHEMA, records
     from stepdrop_rl.metrics import distance_name
+    from stepdrop_rl.policies import check_name
     from stepdrop_rl.report.tables import comparison_rows, print_table
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import write_json
 
     for name in config.baselines:
-        BASELINES[name]
+        check_name(name)
     arena, requested = make_arena(config, blocks=config.blocks, judge=config.metrics.judge, world=world)
+    for name in config.baselines:
+        arena.agent(name)  # what does not fit is noticed before images are drawn
     # A judge that cannot be had is noticed before images are drawn.
     distance = distance_name(arena.extractor.name)
     name = f"evaluate-{requested.agent.name}-{config.data.name}"
@@ -62,7 +64,7 @@ def _run(config: EvaluateConfig, world: World) -> None:
         title = (
             f"{config.data.name}, solver {arena.solver}: {config.num_samples:,} images in {config.blocks} "
             f"blocks of {per_block:,}, ± standard error; difference paired with {outcomes[0].name}; "
-            "fixed rivals spend its mean, rounded up"
+            "spacings spend its mean, rounded up"
         )
         ids = [_log_outcome(config, tracker, outcome) for outcome in outcomes]
         found = records(outcomes, arena, git_commit=git_commit(), run_ids=ids)
@@ -80,8 +82,10 @@ def _run(config: EvaluateConfig, world: World) -> None:
 def compare(config: EvaluateConfig, arena: Arena, requested: Contender) -> list[Outcome]:
     """Draw and judge the requested policy, its baselines at its mean NFE (rounded up), and the teacher.
 
+    Baselines that are files or lists of times cost what they cost.
     Contenders are judged one after the other, so that only one set of images is held at a time.
     """
+    from agents import BASELINES
     from agents.fixed import FixedSchedule
     from stepdrop_rl.arena import TEACHER_STEPS, Contender
     from stepdrop_rl.comparison import judged
@@ -103,9 +107,9 @@ def compare(config: EvaluateConfig, arena: Arena, requested: Contender) -> list[
         outcomes = [judged(arena, requested, draw(requested), teacher)]
         spent = outcomes[0].nfe_mean
         for name in config.baselines:
-            if name != requested.agent.name:
+            if name not in (requested.agent.name, config.policy):
                 rivals = [arena.contender(name, spent)]
-                if config.tuned and isinstance(rivals[0].agent, FixedSchedule):
+                if config.tuned and name in BASELINES and isinstance(rivals[0].agent, FixedSchedule):
                     rivals.append(arena.tuned(name, spent))
                 outcomes += [judged(arena, rival, draw(rival), teacher) for rival in rivals]
     return outcomes + last
@@ -174,11 +178,11 @@ def draw_curves(
     from stepdrop_rl.report.progress import progress_bar
 
     contenders = {requested.agent.name: _curve_of(config, arena, requested)}
-    for outcome in outcomes:
-        if outcome.name in config.baselines:
-            contenders[outcome.name] = [arena.contender(outcome.name, nfe) for nfe in config.curve]
     distance = distance_name(arena.extractor.name)
     tuned = [outcome for outcome in outcomes if outcome.name.endswith(TUNED)]
+    for outcome in outcomes[1 : -1 if config.teacher else None]:
+        if not outcome.name.endswith(TUNED):
+            contenders[outcome.name] = _curve_of(config, arena, outcome.contender)
     if tuned:
         best = min(tuned, key=lambda outcome: outcome.estimates[distance].mean).name
         contenders[best] = [arena.tuned(best.removesuffix(TUNED), nfe) for nfe in config.curve]

@@ -46,14 +46,22 @@ def run(config: HeadroomConfig) -> None:
     """Draw, allocate, judge; print two tables: what could be gained, and what can be known when."""
     from dataclasses import asdict
 
+    from agents import BASELINES
     from agents.fixed import FixedSchedule
     from envs.errors import UserError
     from stepdrop_rl.allocation import told
     from stepdrop_rl.arena import make_arena
     from stepdrop_rl.config import AgentChoice
+    from stepdrop_rl.policies import check_name
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import write_json, write_text
 
+    check_name(config.schedule)
+    if config.schedule not in BASELINES:
+        raise UserError(
+            f"headroom needs a spacing for every number of evaluations (uniform, log_snr, …), not "
+            f"'{config.schedule}'"
+        )
     choice = AgentChoice(
         policy=config.schedule,
         solver=config.solver,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from functools import cache
 from pathlib import Path
+
+import torch
 
 from agents import ALGORITHMS, BASELINES
 from agents.base import Agent, Budget
-from agents.fixed import FixedSchedule
-from agents.planned import read_plan
+from agents.fixed import FixedSchedule, numbers
+from agents.planned import Mixture, Oracle, read_plan
 from agents.policy import LearnedPolicy, build_policy, describe
+from agents.stochastic import SET, given_chance
 from envs.errors import UserError
 from envs.registry import unknown_name
+from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.models.unet import PRETRAINED, Model
 from stepdrop_rl.runs import run_folder
 from stepdrop_rl.weights import load_weights, save_weights
@@ -71,27 +77,88 @@ def check_fit(policy: LearnedPolicy, model: Model, solver: str | None) -> None:
         )
 
 
+Given = FixedSchedule | Mixture  # times of its own: no budget moves what it spends
+
+
+def given(name: str) -> Given | None:
+    """What ``name`` says itself, a file of times or a list of them; None where it is anything else.
+
+    Raises:
+        UserError: The file or the list is damaged, or holds what cannot be run on any noise.
+    """
+    if name in BASELINES or name in ALGORITHMS:
+        return None
+    if name.lstrip().startswith("["):
+        return _listed(name)
+    path = Path(name)
+    if not path.is_file():
+        return None
+    plan = read_plan(path)
+    if isinstance(plan, Oracle):
+        raise UserError(
+            f"{path} holds a schedule for each of {len(plan.schedules):,} training noises, which means "
+            "nothing on others: clone it with train_policy --algo clone (the bound is what search printed)"
+        )
+    return plan
+
+
+def _listed(text: str) -> FixedSchedule:
+    """A list of times, run unrounded."""
+    try:
+        times = numbers(json.loads(text))
+    except (ValueError, RecursionError):
+        raise UserError(f"'{text:.60}' is not a list of times, as [967.1, 500, 24] is") from None
+    return FixedSchedule(f"{len(times)} given times", torch.tensor(times, dtype=torch.float64))
+
+
+def check_name(name: str) -> None:
+    """Raise :class:`UserError` where nothing is called ``name``; before a model is loaded."""
+    known = name in BASELINES or name in ALGORITHMS or name.startswith(SET)
+    if not known and given(name) is None and not Path(name).is_dir():
+        raise unknown_name("policy", name, [*BASELINES, *ALGORITHMS])
+
+
+def check_range(plan: Given, name: str, schedule: NoiseSchedule) -> None:
+    """Raise :class:`UserError` unless its times, and those that the network is told, are the model's."""
+    assert plan.times is not None
+    try:
+        schedule.check_times(plan.times)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    last = schedule.num_train_timesteps - 1
+    told = plan.network_times if isinstance(plan, FixedSchedule) else None
+    if told is not None and not (0 <= float(told.min()) <= float(told.max()) <= last):
+        raise UserError(f"{name}: network_times must lie in [0, {last}]")
+
+
+@cache
+def _warn(line: str) -> None:
+    """On stderr, once."""
+    print(line, file=sys.stderr)
+
+
 def make_agent(name: str, budget: Budget, *, model: Model, solver: str | None) -> Agent:
-    """Return the agent that a command names: a baseline, an algorithm, a policy folder or a schedule file."""
+    """Return the agent that a command names.
+
+    A baseline, an algorithm, a policy's folder, a file of times or a list of them, or given chances.
+    """
     if name in BASELINES:
         agent: Agent = BASELINES.load(name)(budget)
         return agent
-    path = Path(name)
+    if name.startswith(SET):
+        return given_chance(name, budget.num_decisions)
+    plan = given(name)
+    if plan is not None:
+        check_range(plan, name, model.denoiser.schedule)
+        if solver is not None and plan.solver not in (None, solver):
+            raise UserError(f"{name} was made for solver '{plan.solver}', not '{solver}'")
+        if plan.model_hash not in (None, model.hash):  # tried on another on purpose, perhaps
+            _warn(f"warning: {name} was made for another model ({plan.model_hash}, not {model.hash})")
+        return plan
     if name in ALGORITHMS:
         folder = find_policy(name, model.info.dataset)
-    elif path.is_dir():
-        folder = path
-    elif path.is_file():
-        plan = read_plan(path)
-        assert plan.times is not None
-        model.denoiser.schedule.check_times(plan.times)
-        last = model.info.schedule.num_train_timesteps - 1
-        told = plan.network_times if isinstance(plan, FixedSchedule) else None
-        if told is not None and not (0 <= float(told.min()) <= float(told.max()) <= last):
-            raise UserError(f"schedule {path}: network_times must lie in [0, {last}]")
-        if solver is not None and plan.solver not in (None, solver):
-            raise UserError(f"{path} was made for solver '{plan.solver}', not '{solver}'")
-        return plan
+    elif Path(name).is_dir():
+        folder = Path(name)
     else:
         raise unknown_name("policy", name, [*BASELINES, *ALGORITHMS])
     policy = load_policy(folder)

@@ -21,7 +21,7 @@ def run(config: SearchConfig) -> None:
 
     import torch
 
-    from agents.search import SEARCHES
+    from agents.search import ORDER_1, SEARCHES
     from agents.search.base import Search
     from stepdrop_rl.device import resolve_device
     from stepdrop_rl.models.unet import load_model
@@ -42,7 +42,7 @@ def run(config: SearchConfig) -> None:
         Path(config.output) if config.output else run_folder(model.info.dataset, "schedules") / f"{name}.json"
     )
     require_writable(path.parent)  # said now, not after the search
-    ground = ModelGround(model, solver, config.data)
+    ground = ModelGround(model, solver, config.data, clip=config.clip)
     with start_run(
         f"search-{name}", mode=config.tracking, config=asdict(config), tags={"command": "search"}
     ) as tracker:
@@ -54,17 +54,18 @@ def run(config: SearchConfig) -> None:
         schedule = _times_record(found, name, config.solver) | {
             "method": config.method,
             "model_hash": model.hash,
+            "clip": config.clip,
             "objective": found.objective,
             "evaluations": ground.evaluations,
             "seed": config.seed,
         }
+        told = {"evaluations": float(ground.evaluations), "seconds": seconds}
+        if found.shared is not None:
+            schedule["objective_shared"] = told["objective_shared"] = found.shared
         write_json(path, schedule)
         for step, value in enumerate(found.trace):
             tracker.log_metrics({"objective": value}, step)
-        tracker.log_metrics(
-            {"objective": found.objective, "evaluations": float(ground.evaluations), "seconds": seconds},
-            len(found.trace),
-        )
+        tracker.log_metrics({"objective": found.objective, **told}, len(found.trace))
         tracker.log_artifact(path)
         where = tracker.where()
     if config.json is not None:
@@ -77,6 +78,13 @@ def run(config: SearchConfig) -> None:
         print(f"{path}: a schedule for each of {len(found.per_image):,} training noises")
     else:
         print(f"{path}: {', '.join(f'{t:.1f}' for t in found.times)}")
+    if found.shared is not None:
+        print(
+            f"the bound on looking: {found.objective:.6g}, each noise by its own schedule, against "
+            f"{found.shared:.6g}, all of them by the one of oss"
+        )
+    if config.method in ORDER_1 and config.solver != "ddim":
+        print(f"found with order-1 jumps, for {config.solver} too")
     print(f"objective {found.objective:.6g}; {ground.evaluations:,} network evaluations in {seconds:.0f} s")
     if where:
         print(where)

@@ -16,7 +16,7 @@ from envs.philox import Role, Stream, normal
 from stepdrop_rl.config import DataConfig
 from stepdrop_rl.data import to_float
 from stepdrop_rl.environment import data_of, real_images
-from stepdrop_rl.estimates import estimate
+from stepdrop_rl.estimates import Clip, estimate
 from stepdrop_rl.fixed_pass import FixedPass
 from stepdrop_rl.metrics import Extractor, gather, load_extractor, load_reference
 from stepdrop_rl.metrics.distances import frechet_distance
@@ -34,11 +34,15 @@ class ModelGround:
         model: The diffusion model.
         solver: Whose schedules are sought.
         data: Where the images are that the model learned from.
+        clip: How clean estimates are kept in range.
     """
 
-    def __init__(self, model: Model, solver: Solver, data: DataConfig | None = None) -> None:
+    def __init__(
+        self, model: Model, solver: Solver, data: DataConfig | None = None, *, clip: Clip = "static"
+    ) -> None:
         self.model = model
         self.solver = solver
+        self.clip = clip
         self.scale: TimeScale = model.denoiser.schedule
         self._schedule = model.denoiser.schedule
         self.t_start, self.t_end = model.info.t_start, model.info.t_end
@@ -71,7 +75,7 @@ class ModelGround:
         """Clean estimates of ``x`` at ``times`` (B,)."""
         self._evaluations += len(x)
         with torch.no_grad():
-            return estimate(self.model.denoiser, x, times.to(x.device), clip="static").x0
+            return estimate(self.model.denoiser, x, times.to(x.device), clip=self.clip).x0
 
     def jump(self, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Order-1 jumps from times ``t`` to ``s``, both (B,)."""
@@ -96,7 +100,7 @@ class ModelGround:
         """Results of a schedule for these images; differentiable in both kinds of times."""
         times = times.to(self.device)
         told = None if network_times is None else network_times.to(self.device)
-        run = FixedPass(self.model.denoiser, self.solver, times, network_times=told)
+        run = FixedPass(self.model.denoiser, self.solver, times, clip=self.clip, network_times=told)
         results = []
         for part in torch.tensor(list(images), device=self.device).split(_BATCH):
 

@@ -11,20 +11,19 @@ Shapes: B = images (B, C, H, W); P = jumps, (P, 2) float64 rows (t, s), t >= s.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from agents import BASELINES
 from agents.base import Agent, Budget
-from agents.planned import Planned, read_plan
+from agents.planned import Planned
 from envs.philox import Role
 from stepdrop_rl.arena import make_arena
 from stepdrop_rl.config import AgentChoice, DataConfig, SkipAwareConfig
 from stepdrop_rl.diffusion import NoiseSchedule, image_scale
 from stepdrop_rl.grid_ends import default_ends
 from stepdrop_rl.models.denoiser import Denoiser
+from stepdrop_rl.policies import check_range, given
 from stepdrop_rl.solvers.base import data_jump
 
 VISIT_IMAGES = 512
@@ -56,10 +55,11 @@ def visited_jumps(config: SkipAwareConfig, dataset: str, schedule: NoiseSchedule
     agent: Agent | None = None
     if config.policy in BASELINES:
         agent = BASELINES.load(config.policy)(Budget(config.nfe, start, end, NUM_DECISIONS, schedule))
-    elif Path(config.policy).is_file():
-        agent = read_plan(Path(config.policy))
+    else:
+        plan = agent = given(config.policy)
+        if plan is not None:
+            check_range(plan, config.policy, schedule)
     if agent is not None and agent.times is not None:
-        schedule.check_times(agent.times)
         if isinstance(agent, Planned):
             coins = (torch.arange(VISIT_IMAGES, dtype=torch.float64) + 0.5) / VISIT_IMAGES
             return jumps_of(agent.plan(torch.arange(VISIT_IMAGES), coins), agent.times)

@@ -65,10 +65,14 @@ def run(config: StudyConfig) -> None:
 def _check(config: StudyConfig) -> None:
     """Names are checked before anything is loaded."""
     from agents import ALGORITHMS, BASELINES
-    from agents.search import SEARCHES
+    from agents.fixed import whole
+    from agents.search import ORACLES, SEARCHES
+    from envs.errors import UserError
     from envs.registry import unknown_name
     from stepdrop_rl.arena import TUNED
+    from stepdrop_rl.policies import given
     from stepdrop_rl.solvers import make_solver
+    from stepdrop_rl.studies.plan import baselines_of
 
     for solver in config.solvers:
         make_solver(solver)
@@ -76,8 +80,21 @@ def _check(config: StudyConfig) -> None:
         ALGORITHMS[entry.get("algo", name)]
     for name in config.searches:
         SEARCHES[name]
-    for name in config.baselines:
-        BASELINES[name.removesuffix(TUNED)]
+        if name in ORACLES:
+            raise UserError(
+                f"{name} finds schedules of training noises: experts to clone, no rivals to judge"
+            )
+    for name, plan in baselines_of(config).items():
+        if plan is None:
+            if name.endswith(TUNED) and given(name.removesuffix(TUNED)) is not None:
+                raise UserError(f"{name}: a {TUNED} is for spacings, the times of a file are what they are")
+            BASELINES[name.removesuffix(TUNED)]
+        elif whole(plan.nfe) not in config.nfe:
+            raise UserError(
+                f"{name} spends {plan.nfe:g} evaluations, which is none of the budgets {config.nfe}"
+            )
+        elif plan.solver not in (None, *config.solvers):
+            raise UserError(f"{name} was made for solver '{plan.solver}', which the study does not have")
     for name in config.blind:
         if name not in config.policies and name not in config.searches:
             raise unknown_name("blind contender", name, [*config.policies, *config.searches])

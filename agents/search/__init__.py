@@ -2,6 +2,8 @@
 
 A new method is a module with ``search(nfe, ground, seed) -> Found`` and a line here. What a method may ask of
 the model is :class:`agents.search.base.Ground`; the noise it sees is that of training, never the judge's.
+``ORACLES`` find a schedule for each of these noises, of no use on others; those of ``ORDER_1`` search with
+order-1 (DDIM) jumps, whatever the solver that will run what they find.
 """
 
 from envs.registry import Registry
@@ -19,3 +21,6 @@ SEARCHES = Registry(
         "mixture": "agents.search.mixture:search",
     },
 )
+
+ORACLES = frozenset({"oss_oracle"})
+ORDER_1 = frozenset({"gits", "oss", "oss_oracle"})

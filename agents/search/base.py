@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from agents.base import TimeScale
+from envs.errors import UserError
 
 
 class Trajectory(NamedTuple):
@@ -72,7 +73,9 @@ class Found:
         network_times: Times that the network is told instead, where the method chose them as well.
         trace: Objective after each round.
         components: Of a mixture: chance and times of each of its schedules; ``times`` is then the likeliest.
-        per_image: Of an oracle: the times of every training noise; ``times`` are then the first's.
+        per_image: Of an oracle: the times of every training noise; ``times`` are then the first's, and
+            ``objective`` the mean over the noises.
+        shared: Of an oracle: the objective of one schedule for all of these noises.
     """
 
     times: list[float]
@@ -81,6 +84,13 @@ class Found:
     trace: tuple[float, ...] = ()
     components: tuple[tuple[float, list[float]], ...] = ()
     per_image: tuple[list[float], ...] = ()
+    shared: float | None = None
+
+
+def require_points(method: str, nfe: int, grid: int) -> None:
+    """Raise :class:`UserError` for more evaluations than a search's grid has points."""
+    if nfe > grid:
+        raise UserError(f"{method} chooses among {grid} points: nfe must be at most {grid}, not {nfe}")
 
 
 Search = Callable[[int, Ground, int], Found]

@@ -2,7 +2,8 @@
 
 In coordinates x/α over σ/α a trajectory leaves the chord from its start to its end and comes back, alike for
 all samples. The cost of a step i → j is how much farther from the chord one Euler jump lands than the
-teacher's own point j; the path of K nodes with the least cost is kept. Shapes: G grid points; B samples.
+teacher's own point j; the path of K nodes with the least cost is kept. Jumps and teacher are of order 1,
+whatever the solver that will run the schedule. Shapes: G grid points; B samples.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.search.base import Found, Ground
+from agents.search.base import Found, Ground, require_points
 
 GRID = 61
 NUM_IMAGES = 256
@@ -64,6 +65,7 @@ def cheapest_path(table: Tensor, nodes: int, ratio: float = RATIO) -> tuple[list
 def search(nfe: int, ground: Ground, seed: int) -> Found:
     """Return the schedule of ``nfe`` evaluations between the model's ends."""
     del seed
+    require_points("gits", nfe, GRID)
     if nfe == 1:
         return Found([ground.t_start], 0.0)
     times = torch.linspace(ground.t_start, ground.t_end, GRID, dtype=torch.float64)

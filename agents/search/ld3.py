@@ -16,7 +16,7 @@ from agents.search.base import Found, Ground
 NUM_TRAINING = 48
 NUM_HELD_BACK = 48
 BATCH = 24
-EPOCHS = 12
+EPOCHS = 60  # at most; patience ends most searches near the 20th
 PATIENCE = 5
 LEARNING_RATE = 5e-3
 TEACHER_POINTS = 50

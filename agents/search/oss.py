@@ -1,8 +1,9 @@
 """OSS, optimal steps (Pei et al. 2025, arXiv 2503.21774): dynamic programming on the teacher's error.
 
 z[k][j] is the state at grid point j after k evaluations that comes nearest to the teacher's own x[j]; its
-predecessor is the best of all earlier points. Order-1 jumps; the last evaluation gives the clean estimate,
-and may stand anywhere. Shapes: G grid points; B samples.
+predecessor is the best of all earlier points. Jumps are of order 1, whatever the solver that will run the
+schedule; the last evaluation gives the clean estimate, and may stand anywhere.
+Shapes: G grid points; B samples.
 """
 
 from __future__ import annotations
@@ -10,25 +11,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.search.base import Found, Ground
+from agents.search.base import Found, Ground, Trajectory, require_points
 
 GRID = 50
 NUM_IMAGES = 64
 ORACLE_IMAGES = 1024
 
 
-def per_sample_paths(nfe: int, ground: Ground, num_images: int = NUM_IMAGES) -> tuple[Tensor, Tensor, Tensor]:
-    """Every sample's own best path: (B, nfe) grid indices, (B,) errors of the result, (G,) times.
+def teacher_of(ground: Ground, num_images: int) -> Trajectory:
+    """The pass through all of the grid, whose results are wanted."""
+    times = torch.linspace(ground.t_start, ground.t_end, GRID, dtype=torch.float64)
+    return ground.trajectory(times, num_images)
+
+
+def per_sample_paths(nfe: int, ground: Ground, teacher: Trajectory) -> tuple[Tensor, Tensor]:
+    """Every sample's own best path: (B, nfe) grid indices, (B,) errors of the result.
 
     An upper bound of what looking at the sample can bring, and what a policy can be cloned from.
     """
-    return _programme(nfe, ground, num_images, shared=False)
+    return _programme(nfe, ground, teacher, shared=False)
 
 
-def _programme(nfe: int, ground: Ground, num_images: int, *, shared: bool) -> tuple[Tensor, Tensor, Tensor]:
-    times = torch.linspace(ground.t_start, ground.t_end, GRID, dtype=torch.float64)
-    teacher = ground.trajectory(times, num_images)
-    batch = num_images
+def _programme(nfe: int, ground: Ground, teacher: Trajectory, *, shared: bool) -> tuple[Tensor, Tensor]:
+    times, batch = teacher.times, teacher.x.shape[1]
     rows = torch.arange(batch)
     # State of each (grid point, sample) after k evaluations, and the clean estimate that was seen there.
     x = teacher.x[:1].expand(GRID, -1, -1, -1, -1).clone()
@@ -66,19 +71,28 @@ def _programme(nfe: int, ground: Ground, num_images: int, *, shared: bool) -> tu
     path = [last]
     for parent in reversed(parents):
         path.append(parent[path[-1], rows])
-    return torch.stack(path[::-1], 1), error, times
+    return torch.stack(path[::-1], 1), error
 
 
 def search(nfe: int, ground: Ground, seed: int) -> Found:
     """Return the one schedule of ``nfe`` evaluations whose results are nearest to the teacher's."""
     del seed
-    paths, error, times = _programme(nfe, ground, NUM_IMAGES, shared=True)
-    return Found(times[paths[0]].tolist(), float(error[0]))
+    require_points("oss", nfe, GRID)
+    teacher = teacher_of(ground, NUM_IMAGES)
+    paths, error = _programme(nfe, ground, teacher, shared=True)
+    return Found(teacher.times[paths[0]].tolist(), float(error[0]))
 
 
 def search_per_sample(nfe: int, ground: Ground, seed: int) -> Found:
-    """Return the own best schedule of each of :data:`ORACLE_IMAGES` noises: a bound on looking."""
-    del seed
-    paths, errors, times = per_sample_paths(nfe, ground, ORACLE_IMAGES)
-    schedules = tuple(times[path].tolist() for path in paths)
-    return Found(schedules[0], float(errors.mean()), per_image=schedules)
+    """Return the own best schedule of each of :data:`ORACLE_IMAGES` noises: a bound on looking.
+
+    ``shared`` is what the schedule of :func:`search` is worth to the same noises, by the same measure.
+    """
+    require_points("oss_oracle", nfe, GRID)
+    teacher = teacher_of(ground, ORACLE_IMAGES)
+    paths, errors = per_sample_paths(nfe, ground, teacher)
+    schedules = tuple(teacher.times[path].tolist() for path in paths)
+    alike = torch.tensor(search(nfe, ground, seed).times, dtype=torch.float64)
+    missed = ground.trajectory(alike, ORACLE_IMAGES).end - teacher.end
+    shared = float(missed.double().square().mean())
+    return Found(schedules[0], float(errors.mean()), per_image=schedules, shared=shared)

@@ -76,7 +76,7 @@ class SkipAwareConfig:
 
     Args:
         share: Share of the images whose input is the model's own jump (0: none).
-        policy: Whose jumps: an agent, a policy folder or a schedule file.
+        policy: Whose jumps: an agent, a policy folder, a schedule file or a list of times.
         nfe: Evaluations per image that it spends.
     """
 

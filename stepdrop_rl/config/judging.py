@@ -99,7 +99,7 @@ class EvaluateConfig(AgentChoice):
 
     Args:
         metrics: Who judges.
-        baselines: Agents to compare with.
+        baselines: Agents, files or lists of times ("[967.1, 500, 24]") to compare with.
         blocks: Disjoint blocks of noise; every distance is a mean over them with its standard error.
         tuned: Also show fixed baselines with the last time that suits their budget best, marked *.
         teacher: Also show the full trajectory.
@@ -172,8 +172,9 @@ class SamplerTableConfig(CommonConfig):
     Args:
         model: Name of a shipped model, or the folder of one (default: the data set's).
         solvers: Solvers, with their settings if they have any (empty: all).
-        schedules: Fixed spacings.
+        schedules: Spacings; a file or a list of times stands in the column of its own count.
         nfe: Evaluations per image.
+        clip: How clean estimates are kept within [−1, 1]: static, dynamic (Imagen's thresholding) or none.
         diffusers: Also diffusers' own samplers, on their own grids.
         num_samples: Images per cell.
         precision: Of the network.
@@ -188,6 +189,7 @@ class SamplerTableConfig(CommonConfig):
         default_factory=lambda: ["uniform", "trailing", "quadratic", "log_snr", "karras"]
     )
     nfe: list[int] = field(default_factory=lambda: [4, 5, 6, 8, 10, 15, 20])
+    clip: Literal["static", "dynamic", "none"] = "static"
     diffusers: bool = True
     num_samples: int = 1024
     precision: Precision = "auto"

@@ -145,7 +145,8 @@ class AgentChoice(CommonConfig):
 
     Args:
         model: Name of a shipped model, or the folder of one (default: the data set's).
-        policy: Name of an agent, a policy folder, or a schedule file.
+        policy: Name of an agent, a policy folder, a schedule file, a list of times ("[967.1, 500, 24]"), or
+            chance with given probabilities of skipping (bernoulli:p=0.7 or "bernoulli:p=[0.2, 0.9]").
         solver: A solver, with its settings if it has any: ddim:eta=0.5 (a learned policy brings its own).
         target_nfe: Mean evaluations per image to spend at most (a learned policy without --price: 5,
             or what it was held to).
@@ -201,7 +202,9 @@ class SearchConfig(CommonConfig):
         model: Name of a shipped model, or the folder of one (default: the data set's).
         method: xue, gits, oss, ld3, energy, blackbox, mixture, or oss_oracle (every training noise its own).
         nfe: Evaluations per image.
-        solver: A solver, with its settings if it has any: ddim:eta=0.5.
+        solver: A solver, with its settings if it has any: ddim:eta=0.5 (gits and oss write it into the file,
+            but search with order-1 jumps).
+        clip: How clean estimates are kept within [−1, 1]: static, dynamic (Imagen's thresholding) or none.
         precision: Of the network; auto is bfloat16 on CUDA, and for large networks on CPUs that have it.
         output: Schedule file (default runs/DATA/schedules/METHOD-SOLVER-NFE.json).
     """
@@ -210,6 +213,7 @@ class SearchConfig(CommonConfig):
     method: str = "xue"
     nfe: int = 5
     solver: str = "multistep"
+    clip: Literal["static", "dynamic", "none"] = "static"
     precision: Precision = "auto"
     output: str | None = None
 

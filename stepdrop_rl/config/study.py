@@ -22,7 +22,8 @@ class StudyConfig(CommonConfig):
         nfe: Mean evaluations per image.
         policies: Name to {algo, seeds: how many, nfe: budgets if not all, train: options of train_policy}.
         searches: Methods of search, at whole budgets.
-        baselines: Agents of a budget; a * after the name: with the last time that suits it best.
+        baselines: Agents of a budget; a * after the name: with the last time that suits it best. A file or
+            a list of times is judged at the budget that is its count, with its solver.
         controls: What is taken away from each policy (its first seed) in turn: mode, mean_schedule,
             dealt, coins, shuffled; shuffled_noise, shuffled_change, shuffled_clipping and shuffled_features
             tell what it looks at. Blind ones have nothing to shuffle.

@@ -85,16 +85,21 @@ def sampler_curves(rows: Sequence[Mapping[str, Any]], distance: str, title: str)
         figure, axes = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
         for number, (solver, schedules) in enumerate(curves.items()):
             shade = plt.get_cmap("tab20")(number % 20)
-            best = min(schedules, key=lambda name: sum(math.log(value) for _, value in schedules[name]))
+            most = max(map(len, schedules.values()))  # a file of times has a single point
+            best = min(
+                (name for name in schedules if len(schedules[name]) == most),
+                key=lambda name: sum(math.log(value) for _, value in schedules[name]),
+            )
             for schedule, points in schedules.items():
                 nfe, value = zip(*points, strict=True)
                 if schedule == best:
                     style = "--" if solver.startswith("diffusers:") else "-"
                     axes.plot(nfe, value, style, color=shade, linewidth=1.8, label=f"{solver}, {schedule}")
                 else:
-                    axes.plot(nfe, value, color=shade, linewidth=0.5, alpha=0.4)
+                    marker = "." if len(points) == 1 else ""
+                    axes.plot(nfe, value, color=shade, linewidth=0.5, alpha=0.4, marker=marker)
         axes.set_yscale("log")
-        axes.set_ylim(top=_TOP * min(row[distance] for row in rows if row["nfe"] == rows[0]["nfe"]))
+        axes.set_ylim(top=_TOP * min(row[distance] for row in rows if row["budget"] == rows[0]["budget"]))
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(3, 1)))
         axes.set_xlabel("network evaluations per image")

@@ -12,14 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from agents.fixed import whole
 from stepdrop_rl.cli import parse
 from stepdrop_rl.config import StudyConfig, TrainPolicyConfig
+from stepdrop_rl.policies import Given, given
 
 Kind = Literal["train", "search", "judge"]
 FULL = "full"
 
 _LOOK_PRICES, _LOOK_NFE = 7, 6.0  # of the validation judge
 _GRADIENT = 4  # calls' worth: the call, again for its activations, and a backward pass of two
+_LD3_EPOCHS = 20  # after which its patience ends most searches
 _PRICE_IMAGES, _PRICE_TRIES = 1024, 5  # to find the price of a budget
 
 
@@ -63,7 +66,8 @@ class Job:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", text.replace("*", "-tuned")).strip("-")
+    text = text.replace("*", "-tuned").replace(",", "-and-")  # 9,5 is not 9.5
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
 
 
 def budgets_of(config: StudyConfig, policy: str) -> list[float]:
@@ -93,15 +97,25 @@ def training_of(config: StudyConfig, job: Job, root: Path) -> TrainPolicyConfig:
     return parse(TrainPolicyConfig, "train_policy", [f"--{key}={value}" for key, value in options.items()])
 
 
+def baselines_of(config: StudyConfig) -> dict[str, Given | None]:
+    """The baselines, and what those that are files or lists of times give, of which no budget is asked.
+
+    Lists lose their spaces: a name with a comma and a space is that of a control.
+    """
+    names = [re.sub(r"\s", "", name) if name.startswith("[") else name for name in config.baselines]
+    return {name: given(name) for name in names}
+
+
 def jobs(config: StudyConfig) -> Iterator[Job]:
     """All of them, in an order in which each finds what it needs."""
-    whole = [nfe for nfe in config.nfe if nfe == int(nfe)]
+    counts = [nfe for nfe in config.nfe if nfe == int(nfe)]
+    baselines = baselines_of(config)
     for solver in config.solvers:
         for name, entry in config.policies.items():
             for seed in range(int(entry.get("seeds", 1))):
                 yield Job("train", name, solver, seed=seed)
         for method in config.searches:
-            for nfe in whole:
+            for nfe in counts:
                 yield Job("search", method, solver, nfe)
     for solver in config.solvers:
         yield Job("judge", FULL, solver, float(config.teacher_steps))
@@ -114,9 +128,10 @@ def jobs(config: StudyConfig) -> Iterator[Job]:
                 for control in config.controls:
                     if name not in config.blind or not control.startswith("shuffled"):
                         yield Job("judge", name, solver, nfe, 0, control)
-            for name in config.baselines:
-                yield Job("judge", name, solver, nfe)
-            if nfe in whole:
+            for name, plan in baselines.items():
+                if plan is None or (whole(plan.nfe) == nfe and plan.solver in (None, solver)):
+                    yield Job("judge", name, solver, nfe)
+            if nfe in counts:
                 for method in config.searches:
                     yield Job("judge", method, solver, nfe)
 
@@ -143,7 +158,7 @@ def _search_cost(method: str, nfe: float) -> float:
         "energy": energy.NUM_TRAINING * energy.TEACHER_POINTS,
     }
     passes = {
-        "ld3": ld3.EPOCHS * (3 * ld3.NUM_TRAINING + ld3.NUM_HELD_BACK),
+        "ld3": min(_LD3_EPOCHS, ld3.EPOCHS) * (3 * ld3.NUM_TRAINING + ld3.NUM_HELD_BACK),
         "energy": _GRADIENT * energy.STEPS * energy.BATCH,
         "blackbox": blackbox.CANDIDATES * blackbox.NUM_IMAGES,
         "mixture": 3 * (mixture.CANDIDATES * blackbox.NUM_IMAGES + mixture.BEST * mixture.NUM_IMAGES),

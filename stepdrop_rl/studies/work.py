@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents import BASELINES
 from agents.base import RecurrentAgent
 from agents.controls import Shuffled, coins, dealt, mean_schedule
 from agents.policy import LearnedPolicy
@@ -26,8 +25,8 @@ from stepdrop_rl.engine import Samples
 from stepdrop_rl.environment import data_of, decision_grid
 from stepdrop_rl.metrics import default_judge, distance_name, gather, over_blocks
 from stepdrop_rl.models.unet import load_model
-from stepdrop_rl.policies import check_fit, load_policy, make_agent
-from stepdrop_rl.studies.plan import FULL, Job, needs, training_of
+from stepdrop_rl.policies import check_fit, check_range, given, load_policy, make_agent
+from stepdrop_rl.studies.plan import FULL, Job, baselines_of, needs, training_of
 from stepdrop_rl.teacher import full_trajectory
 from stepdrop_rl.weights import load_tensors, read_json, save_tensors, write_json
 
@@ -58,7 +57,10 @@ class Workshop:
         self.judges = config.judges or [first, "validation" if first == "judge" else "judge"]
         self.arenas: dict[tuple[str, str], Arena] = {}
         self._judging = {name: self.arena(config.solvers[0], name) for name in self.judges}
-        # A judge that cannot be had is noticed before anything is trained.
+        # What cannot be run, and a judge that cannot be had, is noticed before anything is trained.
+        for name, plan in baselines_of(config).items():
+            if plan is not None:
+                check_range(plan, name, self.model.denoiser.schedule)
         self.distances = {name: distance_name(arena.extractor.name) for name, arena in self._judging.items()}
 
     def arena(self, solver: str, judge: str | None = None) -> Arena:
@@ -135,6 +137,11 @@ class Workshop:
                 sources += [path.parent / "policy.safetensors", path.parent / "policy.json"]
             else:
                 sources += [*self._sources(need), path]
+        if (
+            job.name not in {FULL, *self.config.policies, *self.config.searches}
+            and given(job.name) is not None
+        ):
+            sources.append(Path(job.name))  # a list of times is no file, its name says it all
         return sources
 
     def _judge(self, job: Job) -> None:
@@ -191,7 +198,6 @@ class Workshop:
             return Contender(make_agent(str(path), budget, model=self.model, solver=job.solver))
         if job.name not in self.config.policies:
             name = job.name.removesuffix(TUNED)
-            BASELINES[name]
             return arena.tuned(name, job.nfe) if job.name.endswith(TUNED) else arena.contender(name, job.nfe)
         policy = load_policy(replace(job, kind="train", control=None).path(self.root).parent)
         check_fit(policy, self.model, job.solver)

@@ -45,6 +45,8 @@ def test_the_tables_say_who_gains(tmp_path, monkeypatch, capsys):
         (["--fewest", "5", "--most", "5"], "need 2 <= fewest < most"),
         (["--schedule", "log_snrr"], "log_snr"),
         (["--schedule", "bernoulli"], "fixed"),
+        (["--schedule", "[967, 500, 24]"], "a spacing for every number of evaluations"),
+        (["--schedule", "ppo"], "a spacing for every number of evaluations"),
     ],
 )
 def test_wrong_settings_are_said(argv, says, capsys):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from agents.search import blackbox, mixture, oss
+from agents.search import blackbox, gits, mixture, oss
 from stepdrop_rl.weights import read_json, write_json
 
-from .conftest import call
+from .conftest import call, spooled
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -20,6 +20,11 @@ def test_a_found_schedule_is_evaluated_unrounded(capsys, monkeypatch):
     schedule = read_json(path)
     assert schedule["solver"] == "ddim"
     assert f"{schedule['evaluations']:,} network evaluations" in out
+    _, logged = spooled()["search-oss-ddim-3"]
+    assert {key: logged[key] for key in ("objective", "evaluations")} == {
+        key: schedule[key] for key in ("objective", "evaluations")
+    }
+    assert logged["seconds"] > 0
     common = ["--num-samples", 64, "--tracking", "none", "--blocks", 2, "--baselines", "[]", "--curve", "[]"]
     assert call("evaluate", "--policy", path, *common, "--json", "r.json") == 0
     record = read_json("r.json")["records"][0]
@@ -40,6 +45,98 @@ def test_a_found_mixture_is_evaluated(capsys, monkeypatch):
     assert 2 <= record["nfe_mean"] <= 3.5
     assert call("evaluate", "--policy", path, "--solver", "ddim", *common) == 2
     assert "was made for solver 'multistep'" in capsys.readouterr().err
+
+
+LIST = "[967.1, 500, 24]"
+FILE = {"schema": "stepdrop_rl.schedule/1", "solver": "multistep", "times": [967, 700, 400, 100]}
+QUICK = ["--num-samples", 64, "--tracking", "none"]
+
+
+def test_files_and_lists_are_baselines_at_their_own_cost():
+    write_json("s.json", FILE)
+    argv = [
+        "--policy",
+        LIST,
+        "--baselines",
+        f'[s.json, "{LIST}", uniform]',
+        "--blocks",
+        2,
+        "--teacher",
+        "false",
+    ]
+    argv += ["--solver", "multistep", "--curve", "[]", "--json", "r.json", *QUICK]
+    assert call("evaluate", *argv) == 0
+    found = [(record["policy"], record["nfe_mean"]) for record in read_json("r.json")["records"]]
+    # No file gets a last time of its own, and the policy is not its own baseline.
+    assert found == [("3 given times", 3), ("s.json", 4), ("uniform", 3), ("uniform*", 3)]
+
+
+def test_the_figure_shows_a_given_baseline_once():
+    from stepdrop_rl.arena import make_arena
+    from stepdrop_rl.config import EvaluateConfig
+    from stepdrop_rl.evaluate import compare, draw_curves
+
+    write_json("s.json", FILE)
+    config = EvaluateConfig(
+        policy="uniform",
+        solver="multistep",
+        baselines=["s.json", "log_snr"],
+        num_samples=64,
+        blocks=2,
+        curve=[2, 4],
+        tuned=False,
+    )
+    arena, requested = make_arena(config, blocks=2)
+    curves = draw_curves(config, arena, requested, compare(config, arena, requested), 32)
+    spent = {name: [nfe for nfe, _ in points] for name, points in curves.items()}
+    assert spent["s.json"] == [4]
+    assert spent["uniform"] == spent["log_snr"] == [2, 4]
+
+
+def test_an_oracle_is_refused_by_those_who_draw_and_tells_its_bound(capsys, monkeypatch):
+    for key, value in {"GRID": 10, "NUM_IMAGES": 8, "ORACLE_IMAGES": 16}.items():
+        monkeypatch.setattr(oss, key, value)
+    argv = ["--method", "oss_oracle", "--nfe", 3, "--tracking", "offline", "--output", "o.json"]
+    assert call("search", *argv) == 0
+    out = capsys.readouterr().out
+    found = read_json("o.json")
+    assert f"{found['objective']:.6g}, each noise by its own schedule" in out
+    assert f"against {found['objective_shared']:.6g}, all of them by the one of oss" in out
+    assert "order-1 jumps, for multistep too" in out
+    assert 0 < found["objective"] < found["objective_shared"]
+    _, logged = spooled()["search-oss_oracle-multistep-3"]
+    assert all(logged[key] == found[key] for key in ("objective", "objective_shared", "evaluations"))
+    for name, option in (("evaluate", "--policy"), ("sample", "--policy"), ("sampler_table", "--schedules")):
+        given = "[o.json]" if option == "--schedules" else "o.json"
+        assert call(name, option, given, *QUICK, *(["--blocks", 2] if name == "evaluate" else [])) == 2
+        err = capsys.readouterr().err
+        assert "a schedule for each of 16 training noises" in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "module", "most"), [("oss", oss, 50), ("oss_oracle", oss, 50), ("gits", gits, 61)]
+)
+def test_more_evaluations_than_points_are_said_before_any_work(capsys, monkeypatch, method, module, most):
+    def drawn(*_, **__):
+        raise AssertionError("nothing is to be drawn")
+
+    monkeypatch.setattr("stepdrop_rl.search_ground.ModelGround.trajectory", drawn)
+    assert call("search", "--method", method, "--nfe", most + 1, "--tracking", "none") == 2
+    assert f"nfe must be at most {most}" in capsys.readouterr().err
+
+
+def test_searches_clip_as_they_are_told(monkeypatch):
+    monkeypatch.setattr(gits, "GRID", 12)
+    monkeypatch.setattr(gits, "NUM_IMAGES", 16)
+    argv = ["--method", "gits", "--nfe", 3, "--solver", "ddim", "--tracking", "none"]
+    times = {}
+    for clip in ("static", "none"):
+        assert call("search", *argv, "--clip", clip, "--output", f"{clip}.json") == 0
+        found = read_json(f"{clip}.json")
+        assert found["clip"] == clip
+        times[clip] = found["objective"]
+    assert times["static"] != times["none"]
 
 
 def test_times_that_the_network_is_told_are_checked(capsys):

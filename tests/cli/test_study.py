@@ -35,7 +35,7 @@ SMALL = {
     },
     "searches": ["xue", "mixture"],
     "controls": ["mode", "mean_schedule", "dealt", "coins", "shuffled", "shuffled_change"],
-    "baselines": ["uniform", "quadratic*", "bernoulli"],
+    "baselines": ["uniform", "quadratic*", "bernoulli", "cheap.json", "[967, 700.5, 300, 50]"],
     "num_samples": 128,
     "blocks": 2,
     "teacher_steps": 12,
@@ -75,13 +75,15 @@ def test_a_study_is_done_told_and_not_done_again(capsys, tmp_path):
     told = {(r["name"], r["nfe"], r["seed"], r["control"]) for r in record["results"]}
     assert {("full", 12, 0, None), ("uniform", 3, 0, None), ("mixture", 4, 0, None)} <= told
     assert {("imitator", 4, seed, None) for seed in (0, 1)} <= told
+    given = {(name, nfe) for name, nfe, *_ in told if name.endswith("json") or name.startswith("[")}
+    assert given == {("cheap.json", 3), ("[967,700.5,300,50]", 4)}  # each at the budget that it spends
     controls = ("mean_schedule", "shuffled", "shuffled_change", "dealt", "coins")
     assert {("imitator", 4, 0, control) for control in controls} <= told
     policies = [r for r in record["results"] if r["name"] == "imitator"]
     assert all(r["nfe"] == 4 for r in policies)
     assert all(3 < r["nfe_mean"] <= 4.2 for r in policies if r["control"] in (None, "dealt", "coins"))
     (a,), (b,) = record["claim_a"], record["claim_b"]
-    assert a["rival"] in ("uniform", "quadratic*", "xue", "bernoulli")
+    assert a["rival"] in ("uniform", "quadratic*", "xue", "bernoulli", "[967,700.5,300,50]")
     assert b["rival"] in ("mixture", "imitator, dealt")
     # Its schedules dealt to others: the same evaluations, and nothing else the same.
     own, dealt = (next(r for r in policies if (r["seed"], r["control"]) == (0, c)) for c in (None, "dealt"))
@@ -152,6 +154,10 @@ def test_workers_stop_in_good_order_and_go_on(tmp_path):
         ({"policies": {"pppo": {}}}, "did you mean 'ppo'"),
         ({"controls": ["mod"]}, "unknown control 'mod'"),
         ({"blind": ["mixtur"]}, "did you mean 'mixture'"),
+        ({"baselines": ["dear.json"]}, "dear.json spends 6 evaluations, which is none of the budgets"),
+        ({"baselines": ["cheap.json*"]}, "a * is for spacings"),
+        ({"baselines": ["cheap.json"], "solvers": ["ddim"]}, "was made for solver 'multistep'"),
+        ({"searches": ["oss_oracle"]}, "experts to clone"),
         ({"workers": 0}, "workers must be at least 1"),
         ({"num_samples": 129}, "must be a multiple of blocks"),
     ],

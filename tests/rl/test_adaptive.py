@@ -6,9 +6,13 @@ import torch
 from agents import BASELINES
 from agents.adaptive import Adaptive, calibrated
 from agents.base import Budget
-from envs.observation import ENTRIES
+from envs.observation import ENTRIES, Grid, observe
+from envs.protocols import Evidence
 from stepdrop_rl.arena import make_arena
 from stepdrop_rl.config import AgentChoice
+from stepdrop_rl.models.unet import load_model
+from stepdrop_rl.search_ground import ModelGround
+from stepdrop_rl.solvers import make_solver
 
 COLUMN = {entry.name: number for number, entry in enumerate(ENTRIES)}
 
@@ -47,8 +51,35 @@ def test_the_tolerance_is_the_smallest_that_keeps_to_the_budget():
     assert agent.tolerance >= 1.5
 
 
-@pytest.mark.parametrize("name", ["adaptive_error", "adaptive_change"])
-@pytest.mark.parametrize("nfe", [4, 8])
+def test_the_predicted_noise_changes_as_an_order_1_jump_shows_it():
+    model = load_model("digits")
+    schedule, info = model.denoiser.schedule, model.info
+    times = torch.linspace(info.t_start, info.t_end, 20, dtype=torch.float64)
+    points = [0, 7, 11]
+    seen = ModelGround(model, make_solver("ddim")).trajectory(times[points], 6)
+    alpha, sigma = (part.reshape(-1, 1, 1, 1, 1) for part in schedule.alpha_sigma(times[points]))
+    eps = (seen.x - alpha * seen.x0) / sigma
+    lam = schedule.lam(times)
+    gap = float(lam[11] - lam[7])
+
+    def rms(images):
+        return images.double().square().flatten(1).mean(1).sqrt()
+
+    wanted = rms(eps[2] - eps[1]) / gap * float(lam[15] - lam[11])
+    none = torch.zeros(6)
+    evidence = Evidence(none, rms(seen.x0[2] - seen.x0[1]).float(), none + gap, none, torch.zeros(6, 0))
+    at = torch.full((6,), 15)
+    observation = observe(
+        Grid(times, lam, schedule.alpha_sigma(times)[0]), at, at - 4, none + 3, none + 0.01, evidence
+    )
+    agent = BASELINES.load("adaptive_eps")(Budget(5, info.t_start, info.t_end, 20, schedule))
+    torch.testing.assert_close(agent.error(observation).double(), wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "nfe"),
+    [("adaptive_error", 4), ("adaptive_error", 8), ("adaptive_change", 8), ("adaptive_eps", 4)],
+)
 def test_on_a_model_it_spends_its_budget_and_looks_at_the_sample(name, nfe):
     arena, contender = make_arena(AgentChoice(policy=name, target_nfe=nfe, solver="multistep"), blocks=2)
     samples = arena.engine(contender.agent).sample(contender.agent, 512)

@@ -148,9 +148,112 @@ def test_two_optimal_steps_are_the_best_of_all(monkeypatch, shared):
         assert found.times == pytest.approx(times[[0, best + 1]].tolist())
         assert found.objective == pytest.approx(float(table.mean(1).min()), rel=1e-5)
     else:
-        paths, error, _ = oss.per_sample_paths(2, ground, 5)
+        paths, error = oss.per_sample_paths(2, ground, oss.teacher_of(ground, 5))
         assert paths[:, 1].tolist() == (table.argmin(0) + 1).tolist()
         torch.testing.assert_close(error, table.min(0).values, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("nfe", [3, 4])
+@pytest.mark.parametrize("shared", [True, False])
+def test_optimal_steps_are_those_of_the_recursion_on_whole_passes(monkeypatch, nfe, shared):
+    """The way to j in k evaluations is the best of those to r in k − 1, and each is drawn anew from noise."""
+    size, images = 8, 4
+    monkeypatch.setattr(oss, "GRID", size)
+    monkeypatch.setattr(oss, "NUM_IMAGES", images)
+    ground = analytic_ground()
+    teacher = oss.teacher_of(ground, images)
+
+    def missed(path, wanted, final):
+        drawn = ground.trajectory(teacher.times[list(path)], images)
+        at = drawn.end if final else drawn.x[-1]
+        return (at - wanted).double().flatten(1).square().mean(1)  # (B,)
+
+    def best(ways, errors):
+        """Of several ways for each image, (W,) lists of B, by errors (W, B)."""
+        table = torch.stack(errors)
+        table = table.mean(1, keepdim=True).expand(-1, images) if shared else table
+        return [ways[int(w)][b] for b, w in enumerate(table.argmin(0))], table.min(0).values
+
+    def error_of(way, wanted, final):
+        return torch.stack([missed(path, wanted, final)[b] for b, path in enumerate(way)])
+
+    reached = {0: [(0,)] * images}
+    for _ in range(nfe - 1):
+        following = {}
+        for j in range(1, size):
+            ways = [[(*path, j) for path in way] for r, way in reached.items() if r < j]
+            if ways:
+                errors = [error_of(way, teacher.x[j], False) for way in ways]
+                following[j], _ = best(ways, errors)
+        reached = following
+    ways = list(reached.values())
+    wanted, errors = best(ways, [error_of(way, teacher.end, True) for way in ways])
+    if shared:
+        found = oss.search(nfe, ground, 0)
+        assert found.times == pytest.approx(teacher.times[list(wanted[0])].tolist())
+        assert found.objective == pytest.approx(float(errors[0]), rel=1e-5)
+    else:
+        paths, error = oss.per_sample_paths(nfe, ground, teacher)
+        assert [tuple(path) for path in paths.tolist()] == wanted
+        torch.testing.assert_close(error, errors, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["gits", "oss", "oss_oracle", "ld3"])
+def test_evaluations_are_the_networks_calls(monkeypatch, name):
+    for module in (oss, gits):
+        monkeypatch.setattr(module, "GRID", 8)
+        monkeypatch.setattr(module, "NUM_IMAGES", 5)
+    monkeypatch.setattr(oss, "ORACLE_IMAGES", 6)
+    monkeypatch.setattr(ld3, "EPOCHS", 2)
+    ground = analytic_ground_with_pixels()
+    called = []
+    asked = GaussianMixture.__call__
+    monkeypatch.setattr(
+        GaussianMixture,
+        "__call__",
+        lambda self, x, *a, **k: called.append(len(x)) or asked(self, x, *a, **k),
+    )
+    SEARCHES.load(name)(4, ground, 0)
+    assert ground.evaluations == sum(called) > 30
+
+
+def test_the_oracle_is_told_beside_the_shared_schedule_on_the_same_noises(monkeypatch):
+    for key, value in {"GRID": 10, "NUM_IMAGES": 4, "ORACLE_IMAGES": 9}.items():
+        monkeypatch.setattr(oss, key, value)
+    ground = analytic_ground()
+    found = oss.search_per_sample(3, ground, 0)
+    fine = torch.linspace(START, END, 10, dtype=torch.float64)
+    wanted = ground.draw(fine, range(9))
+    alone = [
+        float(
+            (ground.draw(torch.tensor(times, dtype=torch.float64), [b]) - wanted[b]).double().square().mean()
+        )
+        for b, times in enumerate(found.per_image)
+    ]
+    assert found.objective == pytest.approx(sum(alone) / 9, rel=1e-4)
+    alike = ground.draw(torch.tensor(oss.search(3, ground, 0).times, dtype=torch.float64), range(9))
+    assert found.shared == pytest.approx(float((alike - wanted).double().square().mean()), rel=1e-4)
+    assert found.objective < found.shared
+
+
+@pytest.mark.parametrize("clip", ["dynamic", "none"])
+def test_the_ground_clips_as_it_is_told(clip):
+    model = load_model("digits")
+    times = torch.tensor([960.0, 500.0, 100.0], dtype=torch.float64)
+    ground = ModelGround(model, SOLVERS.load("ddim")(), clip=clip)
+    engine = Engine(
+        denoiser=model.denoiser,
+        solver=SOLVERS.load("ddim")(),
+        times=times,
+        seed=BANK_SEED,
+        role=Role.POLICY_TRAINING,
+        clip=clip,
+    )
+    theirs = engine.sample(FixedSchedule("s", times), 6).images
+    for ours in (ground.draw(times, range(6)), ground.trajectory(times, 6).end):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    static = ModelGround(model, SOLVERS.load("ddim")()).draw(times, range(6))
+    assert float((static - theirs).abs().max()) > 1e-3
 
 
 def test_every_samples_own_steps_are_no_worse_than_shared_ones(monkeypatch):
@@ -158,7 +261,7 @@ def test_every_samples_own_steps_are_no_worse_than_shared_ones(monkeypatch):
     monkeypatch.setattr(oss, "NUM_IMAGES", 8)
     ground = analytic_ground()
     shared = oss.search(4, ground, 0)
-    _, own, _ = oss.per_sample_paths(4, ground, 8)
+    _, own = oss.per_sample_paths(4, ground, oss.teacher_of(ground, 8))
     assert float(own.mean()) < shared.objective
 
 
