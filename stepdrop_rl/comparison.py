@@ -145,7 +145,7 @@ def records(
         "extractor_hash": arena.extractor.content_hash,
         "peak_memory_mb": peak_memory_mb(arena.times.device),
         "device": device_name(arena.times.device),
-        "precision": "float32" if arena.model.denoiser.autocast is None else "bfloat16",
+        "number_type": "float32" if arena.model.denoiser.autocast is None else "bfloat16",
         "git_commit": git_commit,
     }
     return [
