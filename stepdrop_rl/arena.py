@@ -15,8 +15,8 @@ from torch import Tensor
 
 from agents.adaptive import Adaptive, calibrated
 from agents.base import Agent, Budget
-from agents.fixed import FixedSchedule
-from agents.planned import Planned
+from agents.fixed import FixedSchedule, whole
+from agents.planned import Mixture, Planned
 from agents.policy import LearnedPolicy
 from envs.errors import UserError
 from envs.philox import Role
@@ -38,7 +38,7 @@ from stepdrop_rl.metrics import (
 from stepdrop_rl.metrics.distances import frechet_distance, kid
 from stepdrop_rl.models.unet import Model, load_model
 from stepdrop_rl.parallel import World, device_of
-from stepdrop_rl.policies import check_name, make_agent
+from stepdrop_rl.policies import check_name, given, make_agent
 from stepdrop_rl.pricing import price_for
 from stepdrop_rl.room import room_for
 from stepdrop_rl.solvers import make_solver
@@ -264,6 +264,10 @@ def _check_budget(config: AgentChoice, agent: Agent, model: Model) -> None:
     if config.price is not None:
         raise UserError(f"--price is for learned policies; give '{agent.name}' a --target-nfe")
     check_nfe(agent, nfe, config.num_decisions, model)
+    if config.target_nfe is not None and given(config.policy) is not None:
+        assert isinstance(agent, FixedSchedule | Mixture)
+        if whole(agent.nfe) != whole(config.target_nfe):
+            raise UserError(f"{agent.name} spends {agent.nfe:g} evaluations, not {config.target_nfe:g}")
 
 
 def check_nfe(agent: Agent, nfe: float, num_decisions: int, model: Model) -> None:

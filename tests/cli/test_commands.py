@@ -252,12 +252,15 @@ def test_a_folder_takes_as_many_images_as_are_asked_for():
     assert call("sample", *argv, "--output", "grid.jpg") == 2
 
 
-def test_a_schedule_file_runs_unrounded():
+def test_a_schedule_file_runs_unrounded(capsys):
     times = [900.25, 500.5, 30.125]
     Path("mine.json").write_text(json.dumps({"schema": "stepdrop_rl.schedule/1", "times": times}))
     argv = ["--policy", "mine.json", "--num-samples", "4", "--tracking", "none", "--json", "r.json"]
     assert call("sample", *argv) == 0
     assert json.loads(Path("r.json").read_text())["nfe_mean"] == 3
+    assert call("sample", *argv, "--target-nfe", "3") == 0
+    assert call("sample", *argv, "--target-nfe", "4") == 2
+    assert "mine.json spends 3 evaluations, not 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in Path(__file__).parents[2].glob("configs/*.yaml")))
