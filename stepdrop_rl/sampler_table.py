@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 TEACHER_SOLVER = "multistep"  # of the full trajectory
-_UNSPENT = "Evaluations made, where a sampler cannot spend just the column's, stand in brackets."
+_UNSPENT = "Evaluations made, where they are not the column's, stand in brackets."
+_NEAR = 0.05  # evaluations by which chance may miss its budget unsaid
 
 
 class Line(NamedTuple):
@@ -187,7 +188,7 @@ def report(rows: Sequence[Row], config: SamplerTableConfig, metric: str) -> str:
         value, spent = found[nfe][metric], found[nfe]["nfe"]
         text = f"{value:.{digits}f}"
         text = f"**{text}**" if value == best[nfe] else text
-        return text if spent == nfe else f"{text} ({spent:.4g})"
+        return text if abs(spent - nfe) < _NEAR else f"{text} ({spent:.3g})"
 
     table = [
         [solver, schedule, *(cell(found, nfe) for nfe in config.nfe)]
