@@ -106,7 +106,7 @@ class DiffusionProcess:
     def jump(self, rows: Tensor, s: Tensor) -> Tensor:
         """Images at times ``s`` (CLEAN: the current clean estimate), one jump from the anchors."""
         clean = s < 0
-        if self._tells(clean):
+        if self._surely_all(clean):
             return self._x0[rows, 0]
         x_s = self._carried(rows, torch.where(clean, self._times[rows, 0], s.double()))
         return torch.where(clean.reshape(-1, 1, 1, 1), self._x0[rows, 0], x_s)
@@ -132,7 +132,7 @@ class DiffusionProcess:
             )
         return self.solver.jump(self.schedule, anchor, target, noise)
 
-    def _tells(self, flags: Tensor) -> bool:
+    def _surely_all(self, flags: Tensor) -> bool:
         """Whether all flags are up; where asking makes a GPU wait, nobody asks and all the work is done."""
         return not flags.is_cuda and bool(flags.all())
 
@@ -141,7 +141,7 @@ class DiffusionProcess:
         """Carry the rows to ``t``, call the network on just them, and remember what it said."""
         fresh = self._count[rows] == 0  # a first evaluation happens where the sample starts
         x = self._x[rows]
-        if not self._tells(fresh):
+        if not self._surely_all(fresh):
             x = torch.where(fresh.reshape(-1, 1, 1, 1), x, self._carried(rows, t.double()))
         seen = estimate(self.denoiser, x, t, clip=self.clip, features=self.asked)
         self._clipped[rows] = seen.clipped
