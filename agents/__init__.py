@@ -39,6 +39,7 @@ ALGORITHMS = Registry(
         "rloo": "agents.rloo:RLOOLearner",
         "relaxed": "agents.relaxed:RelaxedLearner",
         "pathwise": "agents.pathwise:PathwiseLearner",
+        "fork": "agents.forking:ForkLearner",
         "clone": "agents.clone:CloneLearner",
         "trpo": "agents.contrib:TRPOLearner",
         "qrdqn": "agents.contrib:QRDQNLearner",

@@ -38,26 +38,33 @@ class Tariff:
         least: K at the highest price.
         most: K at the lowest.
         prices: The lowest and the highest.
+        margin: By how much the dearest price pays for less than ``least``, and the cheapest for more.
     """
 
     least: int
     most: int
     prices: tuple[float, float]
+    margin: float = 0.0
 
     def share(self, count: Tensor) -> Tensor:
         """Where among the numbers of evaluations these are: 0 at the least, 1 at the most."""
-        return (count - self.least) / max(self.most - self.least, 1)
+        span = self.most - self.least + 2 * self.margin
+        return (count - self.least + self.margin) / (span or 1.0)
 
     def price(self, count: int) -> float:
         """The price in the middle of those that pay for ``count`` evaluations."""
         low, high = (math.log(max(price, LOWEST_PRICE)) for price in self.prices)
         return math.exp(high + float(self.share(torch.tensor(count))) * (low - high))
 
+    def budget(self, seen: Tensor) -> Tensor:
+        """Mean evaluations that prices pay for, as the observation shows them, (R,) float64."""
+        low, high = log_price(torch.tensor(self.prices, dtype=torch.float64)).tolist()
+        dear = ((seen.double() - low) / max(high - low, 1e-9)).clamp(0, 1)
+        return self.most + self.margin - dear * (self.most - self.least + 2 * self.margin)
+
     def count(self, seen: Tensor) -> Tensor:
         """K for what the observation shows of prices, (R,) int64."""
-        low, high = log_price(torch.tensor(self.prices, dtype=torch.float64)).tolist()
-        dear = (seen.double() - low) / max(high - low, 1e-9)
-        return (self.most - dear.clamp(0, 1) * (self.most - self.least)).round().long()
+        return self.budget(seen).round().long().clamp(self.least, self.most)
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,8 @@ class RecurrentPolicy(LearnedPolicy):
 
 def build_policy(raw: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> LearnedPolicy:
     """Make a policy from what its folder holds; :class:`UserError` where the two do not fit."""
-    from agents.stepper import build_stepper  # what it builds is a LearnedPolicy
+    from agents.fork import build_fork  # what these build is a LearnedPolicy
+    from agents.stepper import build_stepper
 
     if raw.get("schema") != SCHEMA:
         raise UserError(f"{source} has schema '{raw.get('schema')}', this version reads '{SCHEMA}'")
@@ -197,7 +198,8 @@ def build_policy(raw: dict[str, Any], tensors: dict[str, Tensor], source: Path) 
             projection = Projection(tensors["projection.matrix"], tensors["projection.mean"], names)
             fits = projection.matrix.shape == (len(projection.mean), info.num_features)
         if fits and info.evaluations:
-            return build_stepper(info, tensors, projection)
+            build = build_fork if "plans" in tensors else build_stepper
+            return build(info, tensors, projection)
         count = sum(name.startswith("layers.") and name.endswith(".weight") for name in tensors)
         layers = [(tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"]) for i in range(count)]
         cell = [tensors[f"lstm.{name}"] for name in LSTM] if info.memory else []

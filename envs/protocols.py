@@ -100,6 +100,9 @@ class TimedTrajectories(DifferentiableTrajectories, Protocol):
     def advance(self, s: Tensor) -> None:
         """Jump to ``s``, (R,), each row below its last time, and evaluate there."""
 
+    def branch(self) -> TimedTrajectories:
+        """Others that begin where these are, and go their own way."""
+
 
 @runtime_checkable
 class DifferentiableProcess(Protocol):

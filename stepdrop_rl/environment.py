@@ -150,6 +150,7 @@ def _ground(config: EnvConfig, bank: TeacherBank, shown: tuple[nn.Module, Tensor
         teacher_features=teacher_features,
         first=bank.first,
         prices=config.prices,
+        price_bins=config.price_bins,
     )
 
 

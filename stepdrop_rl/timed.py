@@ -10,6 +10,8 @@ Shapes: R rows; images (R, C, H, W); times (R,) float64.
 
 from __future__ import annotations
 
+from copy import copy
+
 from torch import Tensor
 
 from stepdrop_rl.differentiable import DifferentiableRows
@@ -23,3 +25,7 @@ class TimedRows(DifferentiableRows):
         self._x = self._jump(self._x, self._known, self._count, s)
         self._known = self._evaluated(self._x, s, self._known)
         self._count = self._count + 1
+
+    def branch(self) -> TimedRows:
+        """Others that begin where these are: nothing is written in place, so they share what is known."""
+        return copy(self)

@@ -28,6 +28,7 @@ class Ground:
         teacher_features: Their features, (M, F).
         first: Clean estimates after the first evaluation, of the bank's first K ≤ M noises, (K, C, H, W).
         prices: Smallest and largest price that episodes see.
+        price_bins: Ranges of log price whose results are told apart.
     """
 
     features: Callable[[Tensor], Tensor]
@@ -36,6 +37,7 @@ class Ground:
     teacher_features: Tensor
     first: Tensor
     prices: tuple[float, float]
+    price_bins: int = 6
 
     @cached_property
     def real_distance(self) -> float:

@@ -15,7 +15,6 @@ from torch import Tensor
 from envs.rewards.base import Candidates, Ground
 
 WINDOW = 1536  # results that make the generated set of a price bin
-NUM_BINS = 6  # of log price
 
 
 class GeneratedSet:
@@ -24,7 +23,7 @@ class GeneratedSet:
     def __init__(self, ground: Ground, num_rows: int) -> None:
         self.ground = ground
         low, high = (math.log(max(price, 1e-12)) for price in ground.prices)
-        self.num_bins = NUM_BINS if high > low else 1
+        self.num_bins = ground.price_bins if high > low else 1
         self._low, self._width = low, max(high - low, 1e-12) / self.num_bins
         device = ground.teacher.device
         # Episodes in flight must not lose sight of their frozen window while others end.

@@ -23,6 +23,7 @@ class EnvConfig:
             (without it, at the middle of the range) and moves until the target is met.
         price_step: By how much its logarithm moves per round, per relative miss of the target.
         reward: Quality scores and their weights.
+        price_bins: Ranges of log price, each of which compares with what was generated in it alone.
         num_features: Numbers that the observation shows of the network's pooled features (0: none).
         features: Which: of its middle block, of its decoder (the last block upwards), or both.
         projection: How they become those numbers: principal components, random directions, or encoder, which
@@ -39,6 +40,7 @@ class EnvConfig:
     target_nfe: float | None = None
     price_step: float = 0.2
     reward: dict[str, float] = field(default_factory=lambda: {"feature": 4.0, "neighbour": 1.0})
+    price_bins: int = 6
     num_features: int = 0
     features: Literal["middle", "decoder", "both"] = "middle"
     projection: Literal["principal", "random", "encoder"] = "principal"
@@ -59,6 +61,7 @@ class EnvConfig:
         require(self.price != 0 or self.target_nfe is None, "a price that moves cannot start at 0")
         require(self.num_decisions >= 2, f"env.num_decisions must be at least 2, not {self.num_decisions}")
         require(bool(self.reward), "env.reward needs at least one quality score")
+        require(self.price_bins >= 1, f"env.price_bins must be at least 1, not {self.price_bins}")
         require(self.num_features >= 0, f"env.num_features must not be negative: {self.num_features}")
         encoder = self.projection == "encoder"
         require(

@@ -22,6 +22,7 @@ QUICK = {
     "rloo": {"learning_rate": 3e-3, "n_epochs": 4},
     "relaxed": {"learning_rate": 1e-2, "batch_size": 16},
     "pathwise": {"learning_rate": 1e-2, "batch_size": 16, "min_nfe": 2, "max_nfe": 6},
+    "fork": {"learning_rate": 1e-2, "batch_size": 16, "min_nfe": 3, "max_nfe": 6, "left": 1, "updates": 4},
     "dqn": {"learning_starts": 64, "batch_size": 64, "train_freq": 1, "gradient_steps": 1},
     "qrdqn": {"learning_starts": 64, "batch_size": 64, "train_freq": 1, "gradient_steps": 1},
     "trpo": {"learning_rate": 3e-3},
@@ -93,6 +94,9 @@ def test_the_exported_policy_is_the_learned_one(problem, algo):
         seen = shown(observation, N)
         learned = learner.timing(seen, learner.tariff.count(seen.log_price)).detach()
         torch.testing.assert_close(policy.plan(observation).lam, learned)
+    elif algo == "fork":
+        seen, rows = shown(observation, N), torch.zeros(64).long()
+        torch.testing.assert_close(policy.gate(rows, seen.entries), learner.gate(rows, seen.entries).detach())
     elif algo in ("rloo", "relaxed", "clone"):
         expected = torch.softmax(learner.actor_network(observation), -1)[:, 1]
         torch.testing.assert_close(policy.probabilities(observation), expected.detach())
@@ -225,7 +229,7 @@ def resumed_run(problem, algo, total, **settings):
     return resumed
 
 
-@pytest.mark.parametrize("algo", ["ppo", "a2c", "trpo", "recurrent_ppo", "rloo", "clone", "pathwise"])
+@pytest.mark.parametrize("algo", ["ppo", "a2c", "trpo", "recurrent_ppo", "rloo", "clone", "pathwise", "fork"])
 def test_a_run_resumes_exactly(problem, algo):
     settings = {"num_envs": 16, "reward": {"neighbour": 1.0}}
     total = 16 * (N - 1) * 6

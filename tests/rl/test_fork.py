@@ -1,0 +1,345 @@
+"""Plans that fork: their times, what a look decides at what cost, and that both are learned."""
+
+import math
+
+import pytest
+import torch
+
+from agents.controls import Shuffled, dealt, mean_schedule
+from agents.fixed import FixedSchedule
+from agents.fork import Fork
+from agents.gate import OFFSETS, Gate
+from agents.policy import build_policy, describe
+from agents.tree import Tree
+from envs.dual import MovingPrice
+from envs.errors import UserError
+from envs.observation import ENTRIES
+from envs.philox import Role
+from envs.rewards import REWARDS
+from stepdrop_rl.engine import Engine
+from stepdrop_rl.policies import load_policy, save_policy
+from stepdrop_rl.pricing import log_spaced, price_for
+from stepdrop_rl.solvers import make_solver
+
+from .conftest import BANK, N
+from .test_learners import info_of, learner_of
+
+ROUND = 16 * (N - 1)
+
+
+def policy_of(problem, learner):
+    return learner.policy(info_of(problem, learner, "fork"))
+
+
+def engine_of(problem, policy, role=Role.EVALUATION, solver="multistep"):
+    return Engine(
+        denoiser=problem.denoiser, solver=make_solver(solver), times=policy.times, seed=0, role=role
+    )
+
+
+def shaken(learner):
+    """A learner whose branches depend on the sample and whose times are not even."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in learner.gate.actor.parameters():
+            parameter.add_(3 * torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
+        for parameter in learner.tree.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator))
+    return learner
+
+
+@pytest.fixture
+def looked(problem):
+    """A learner that has looked at all noises of the bank and learned nothing from them."""
+    learner = shaken(learner_of(problem, "fork", times_share=0.0, updates=0)[0])
+    learner.learn(ROUND * 4 * BANK // 16, lambda decisions: True)
+    return learner
+
+
+def test_an_untrained_tree_is_even_and_its_branches_divide_what_is_left():
+    tree = Tree(3, 6, left=2, width=1)
+    for count in range(3, 7):
+        branches = [lam.detach() for lam in tree(count)]
+        assert [len(lam) for lam in branches] == [count - 1, count, count + 1]
+        even = torch.arange(count, dtype=torch.float64) / count
+        torch.testing.assert_close(branches[1], even, rtol=0, atol=1e-6)
+        start = even[count - 3]
+        for lam in branches:
+            assert torch.equal(lam[: count - 2], branches[1][: count - 2])
+            rest = torch.cat((lam[count - 3 :], torch.ones(1))).diff()
+            torch.testing.assert_close(
+                rest, torch.full_like(rest, (1 - start) / len(rest)), rtol=0, atol=1e-6
+            )
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_times_stay_in_order_whatever_was_learned(scale):
+    tree = Tree(4, 9, left=3, width=2)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in tree.parameters():
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    for count in range(4, 10):
+        for lam in tree(count):
+            assert float(lam[0].detach()) == 0
+            assert float(torch.cat((lam.detach(), torch.ones(1))).diff().min()) > 1e-7
+
+
+def gate_of(width=1, counts=3):
+    gate = Gate(counts, 5, width)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in gate.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return gate
+
+
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("extra", [-0.7, 0.0, 0.3])
+def test_the_price_of_a_mean(width, extra):
+    gate = gate_of(width)
+    worth = gate(torch.ones(2000).long(), torch.randn(2000, 5, generator=torch.Generator().manual_seed(2)))
+    price = gate.price(worth, extra, chance=True)
+    assert float((gate.chances(worth, price) @ gate.more).mean().detach()) == pytest.approx(extra, abs=1e-5)
+    price = gate.price(worth, extra, chance=False)
+    spent = float(gate.more[gate.branches(worth, torch.tensor(price))].mean())
+    assert extra - 0.002 <= spent <= extra
+
+
+def test_at_equal_cost_the_gates_choice_is_the_best_of_all():
+    # Everett: no other way of giving out as many evaluations is worth more.
+    gate = gate_of()
+    worth = torch.randn(7, 3, generator=torch.Generator().manual_seed(4)).double()
+    chosen = gate.branches(worth, torch.tensor(gate.price(worth, 0.0, chance=False)))
+    spent = int(gate.more[chosen].sum())
+    best = max(
+        float(worth[torch.arange(7), ways].sum())
+        for ways in torch.cartesian_prod(*[torch.arange(3)] * 7)
+        if int(gate.more[ways].sum()) == spent
+    )
+    assert float(worth[torch.arange(7), chosen].sum()) == pytest.approx(best)
+
+
+def test_the_slope_at_equal_cost_is_a_finite_difference():
+    gate = gate_of().double()
+    generator = torch.Generator().manual_seed(8)
+    rows, entries = torch.ones(300).long(), torch.randn(300, 5, generator=generator).double()
+    gain = torch.randn(300, 3, generator=generator).double() + torch.tensor([-1.0, 0.0, 2.0])
+
+    def mean_gain():
+        worth = gate(rows, entries)
+        return float((gate.chances(worth, gate.price(worth, 0.0, chance=True)) * gain).sum(1).mean().detach())
+
+    for parameter in (gate.actor[-1].bias, gate.actor[0].weight):
+        (slope,) = torch.autograd.grad(gate.climb(gate(rows, entries), gain), parameter)
+        direction = torch.randn(parameter.shape, generator=generator).double()
+        found = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter += sign * 1e-4 * direction
+                found.append(mean_gain())
+                parameter -= sign * 1e-4 * direction
+        assert float((slope * direction).sum()) == pytest.approx(
+            (found[0] - found[1]) / 2e-4, rel=1e-3, abs=1e-6
+        )
+
+
+def test_settled_prices_spend_their_budgets():
+    gate = gate_of()
+    entries = torch.randn(4000, 5, generator=torch.Generator().manual_seed(5))
+    gate.usual(1, entries)
+    gate.settle(1, entries)
+    rows = torch.ones(4000).long()
+    for offset in (*OFFSETS.tolist(), 0.03, -0.22):
+        price = gate.price_of(rows, torch.full((4000,), offset, dtype=torch.float64))
+        spent = float(gate.more[gate.branches(gate(rows, entries), price)].mean())
+        assert spent == pytest.approx(offset, abs=0.02)
+
+
+@pytest.mark.parametrize("solver", ["multistep", "ddim"])
+@pytest.mark.parametrize("count", [3, 5, 6])
+def test_the_engine_draws_what_was_learned(problem, solver, count):
+    learner = shaken(learner_of(problem, "fork", solver=solver, times_share=0.0, updates=0)[0])
+    learner.learn(ROUND * 16, lambda decisions: True)
+    policy = policy_of(problem, learner)
+    engine = engine_of(problem, policy, Role.POLICY_TRAINING, solver)
+    samples = engine.sample(policy, 16, price=learner.tariff.price(count))
+    with torch.no_grad():
+        drawn = learner._draw(learner.core.rows, torch.arange(16), count)
+        plans = learner._times(count)
+    assert len(set(samples.nfe.tolist())) > 1, "samples are told apart"
+    for i, spent in enumerate(samples.nfe.tolist()):
+        b = spent - count + 1
+        assert 0 <= b <= 2
+        torch.testing.assert_close(policy.times[samples.evaluated[i]], plans[b], rtol=0, atol=2e-3)
+        torch.testing.assert_close(samples.images[i], drawn.results[b][i], rtol=0, atol=1e-3)
+
+
+def test_it_spends_its_budget_whatever_it_is(problem, looked):
+    policy = policy_of(problem, looked)
+    engine = engine_of(problem, policy, Role.POLICY_TRAINING)
+    spent = []
+    for price in log_spaced(0.01, 0.1, 25):
+        nfe = engine.sample(policy, BANK, price=price).nfe
+        budget = float(policy.tariff.budget(torch.tensor(math.log10(price) / 2)))
+        assert float(nfe.double().mean()) == pytest.approx(budget, abs=0.06)
+        assert int(nfe.max() - nfe.min()) <= 2
+        spent.append(float(nfe.double().mean()))
+    assert spent == sorted(spent, reverse=True)
+    assert spent[0] == pytest.approx(6.5, abs=0.06)
+    assert spent[-1] == pytest.approx(2.5, abs=0.06)
+
+
+@pytest.mark.parametrize("target", [3, 4.3, 5, 6])
+def test_a_price_is_found_for_a_target(problem, looked, target):
+    policy = policy_of(problem, looked)
+    engine = engine_of(problem, policy, Role.POLICY_TRAINING)
+    assert target - 0.3 <= price_for(policy, engine, target, BANK).mean <= target
+    for beyond in (2.2, 6.9):
+        with pytest.raises(UserError, match="out of reach"):
+            price_for(policy, engine, beyond, BANK)
+
+
+def errors(problem, agent, price=0.0):
+    """Mean squared distance to the teacher, and mean evaluations, over the bank's noise."""
+    samples = engine_of(problem, agent, Role.POLICY_TRAINING).sample(agent, BANK, price=price)
+    squares = (samples.images - problem.ground.teacher).square().flatten(1).mean(1)
+    return float(squares.mean()), float(samples.nfe.double().mean())
+
+
+def test_the_gate_finds_whom_evaluations_help(problem):
+    # One more gains 1 where an entry is positive; one less costs 0.1 anywhere. So: one more there, one less
+    # elsewhere, 0.45 on average, where chance would gain 0.2.
+    learner, _ = learner_of(problem, "fork", times_share=0.0, min_nfe=4, max_nfe=4)
+    entries = torch.randn(2000, len(ENTRIES), generator=torch.Generator().manual_seed(7))
+    entries[:, :5] = 0  # where it stands is the same for all
+    helped = entries[:, 5] > 0
+    zero = torch.zeros(2000)
+    learner.looks[0] = entries, torch.stack((zero - 0.1, zero, helped.float()), 1).double()
+    learner.gate.usual(0, entries)
+    for _ in range(300):
+        learner._update()
+    gate = policy_of(problem, learner).gate
+    worth = gate(torch.zeros(2000).long(), entries)
+    branch = gate.branches(worth, gate.prices[0, 5])
+    assert float(gate.more[branch].mean()) == pytest.approx(0.0, abs=0.01)
+    assert float((branch[helped] == 2).double().mean()) > 0.9
+    assert float((branch[~helped] == 0).double().mean()) > 0.9
+    blind = learner_of(problem, "fork", times_share=0.0, min_nfe=4, max_nfe=4, sees="schedule")[0]
+    blind.looks[0] = learner.looks[0]
+    blind.gate.usual(0, entries)
+    for _ in range(50):
+        blind._update()
+    told = blind.gate(torch.zeros(2000).long(), entries).detach()
+    assert float(told.std(0).max()) < 1e-5, "nobody is told apart"
+
+
+def test_where_looking_does_not_pay_it_keeps_to_the_plan(problem):
+    learner, _ = learner_of(
+        problem, "fork", reward={"pixel": 1.0}, min_nfe=4, max_nfe=4, times_share=0.3, updates=30
+    )
+    learner.learn(ROUND * 60, lambda decisions: True)
+    policy = policy_of(problem, learner)
+    plan = policy.plans[0, 1]
+    alike = FixedSchedule("plan", policy.times[plan[plan < len(policy.times)]])
+    price = learner.tariff.price(4)
+    error, nfe = errors(problem, policy, price)
+    assert 3.9 <= nfe <= 4.0
+    assert error <= 1.05 * errors(problem, alike)[0]
+
+
+@pytest.mark.parametrize("solver", ["multistep", "ddim"])
+def test_it_learns_times(problem, solver):
+    learner, logged = learner_of(problem, "fork", reward={"pixel": 1.0}, solver=solver, times_share=1.0)
+
+    def value(count):
+        with torch.no_grad():
+            drawn = learner._draw(learner.core.rows, torch.arange(16), count)
+            return float(learner.core.quality.score(learner.core.rows, drawn.results[1]).mean())
+
+    before = [value(count) for count in (3, 5)]
+    learner.learn(ROUND * 150, lambda decisions: True)
+    assert all(new > old + 0.01 for new, old in zip(map(value, (3, 5)), before, strict=True))
+    rates = [learner.optimizer.param_groups[1]["lr"], learner.hyperparameters["times_rate"]]
+    assert rates[0] == pytest.approx(0.1 * rates[1], rel=0.1), "their rate falls over their own part"
+    assert all(numbers["train/gradient_norm"] > 0 for _, numbers in logged)
+
+
+@pytest.mark.parametrize("name", list(REWARDS))
+def test_every_reward_moves_times(problem, name):
+    learner, logged = learner_of(problem, "fork", reward={name: 1.0}, times_share=1.0)
+    learner.learn(1, lambda decisions: True)
+    assert logged[0][1]["train/gradient_norm"] > 0
+    assert not any(tensor.requires_grad for tensor in learner.state().values())
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_its_results_join_what_is_generated(problem, share):
+    learner, _ = learner_of(problem, "fork", reward={"neighbour": 1.0}, times_share=share)
+    before = learner.core.quality.state()["neighbour.added"].clone()
+    learner.learn(1, lambda decisions: True)
+    assert int((learner.core.quality.state()["neighbour.added"] - before).sum()) == 16
+
+
+def test_a_policy_folder_gives_the_same_policy(problem, looked, tmp_path):
+    policy = policy_of(problem, looked)
+    save_policy(tmp_path / "p", policy)
+    loaded = load_policy(tmp_path / "p")
+    assert isinstance(loaded, Fork)
+    assert describe(loaded) == describe(policy)
+    one, other = (engine_of(problem, p).sample(p, BANK, price=0.03) for p in (policy, loaded))
+    assert torch.equal(one.images, other.images)
+    assert torch.equal(one.evaluated, other.evaluated)
+    wrong = {
+        "lam": torch.zeros(3),
+        "gate.actor.0.weight": torch.zeros(3),
+        "plans": policy.plans.flip(2),
+        "left": torch.tensor(9),
+    }
+    for name, value in wrong.items():
+        for damaged in (policy.tensors() | {name: value}, policy.tensors()):
+            if damaged[name] is not value:
+                if name == "plans":  # without them it is taken for another kind, which it is not either
+                    continue
+                damaged.pop(name)
+            with pytest.raises(UserError, match="is damaged"):
+                build_policy(describe(policy), damaged, tmp_path / "policy.json")
+
+
+def test_its_controls(problem, looked):
+    policy = policy_of(problem, looked)
+    samples = engine_of(problem, policy).sample(policy, 60, price=looked.tariff.price(5))
+    assert len(mean_schedule(samples.times, samples.evaluated).times) in (5, 6)
+    other = engine_of(problem, policy).sample(Shuffled(policy), 60, price=looked.tariff.price(5))
+    assert set(other.nfe.tolist()) <= {4, 5, 6}
+    assert not torch.equal(samples.evaluated, other.evaluated)
+    given = dealt(samples.times, samples.evaluated)
+    assert engine_of(problem, given).sample(given, 60).nfe.sum() == samples.nfe.sum()
+
+
+def test_it_refuses_what_it_cannot_use(problem):
+    for settings, says in [
+        ({"min_nfes": 3}, "did you mean 'min_nfe'"),
+        ({"min_nfe": 7}, "need 1 <= min_nfe <= max_nfe"),
+        ({"left": 3}, "need 1 <= width <= left < min_nfe"),
+        ({"width": 2}, "need 1 <= width <= left < min_nfe"),
+        ({"prices": (0.02, 0.02)}, "leave env.price out"),
+        ({"batch_size": 0}, "batch_size must be positive"),
+        ({"times_share": 1.5}, "times_share must lie between 0 and 1"),
+        ({"sees": "samples"}, "did you mean 'sample'"),
+        ({"moving": MovingPrice(4.0, start=0.02, step=0.1, batch=16)}, "no env.target_nfe"),
+    ]:
+        with pytest.raises(UserError, match=says) as caught:
+            learner_of(problem, "fork", **settings)
+        assert "\n" not in str(caught.value)
+    learner, _ = learner_of(problem, "fork")
+    with pytest.raises(UserError, match="leave start_from out"):
+        learner.start_from(policy_of(problem, learner), 0)
+
+
+def test_what_a_look_tells_is_what_the_policy_is_told(problem, looked):
+    policy = policy_of(problem, looked)
+    assert policy.gate.mean.shape == (4, len(ENTRIES))
+    entries = looked.looks[1][0]
+    assert len(entries) == BANK
+    torch.testing.assert_close(policy.gate.mean[1], entries.mean(0))
