@@ -54,6 +54,18 @@ class Agent(Protocol):
 
 
 @runtime_checkable
+class PlanningAgent(Agent, Protocol):
+    """An agent that knows which point comes next as soon as it has seen an evaluation.
+
+    It is asked once after each, with the observation of the point that follows; ``probabilities`` is 0 up to
+    the point that it answers and 1 there.
+    """
+
+    def following(self, observation: Tensor) -> Tensor:
+        """The points of the grid that samples evaluate next, (R,) int64; N where they are done."""
+
+
+@runtime_checkable
 class RecurrentAgent(Agent, Protocol):
     """An agent that remembers what it saw of a sample: a state per sample, handed in and out.
 

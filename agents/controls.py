@@ -1,7 +1,7 @@
 """Controls of a learned policy: what is left of it when one thing is taken away.
 
 ``mean_schedule`` keeps where it evaluates on average, ``coins`` how often it evaluates each point, ``Dealt``
-(in :mod:`agents.planned`) its whole schedules, and ``Shuffled`` lets it look, but at another sample.
+(in :mod:`agents.planned`) its whole schedules, and ``shuffled`` lets it look, but at another sample.
 Shapes: R samples; D observation entries; N points of its grid; M images.
 """
 
@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from agents.base import PlanningAgent
 from agents.curves import SkipCurve
 from agents.fixed import FixedSchedule
 from agents.planned import Dealt
@@ -74,9 +75,7 @@ class Shuffled(LearnedPolicy):
 
     Samples of a batch that are at the same point, with as many evaluations and the same anchor, pass what
     they show to each other in a ring; one that stands alone sees itself. So, unlike all other agents',
-    its decisions depend on what a sample is packed with. (As neighbours are decided the ring closes up: one
-    that plans a time, a :class:`agents.stepper.Stepper`, may be handed another plan before that is due.
-    ``dealt`` is its sharper control.)
+    its decisions depend on what a sample is packed with.
 
     Args:
         policy: Whose sight is disturbed.
@@ -105,6 +104,10 @@ class Shuffled(LearnedPolicy):
 
     def probabilities(self, observation: Tensor) -> Tensor:
         """P(evaluate), (R,)."""
+        return self._policy.probabilities(self._exchanged(observation))
+
+    def _exchanged(self, observation: Tensor) -> Tensor:
+        """What each sample sees in place of its own."""
         where = observation[:, self._own].unique(dim=0, return_inverse=True)[1]
         order = where.argsort(stable=True)
         group = where[order]
@@ -118,4 +121,18 @@ class Shuffled(LearnedPolicy):
         passed = self._passed.to(order.device)
         seen = observation.clone()
         seen[order.unsqueeze(1), passed] = observation[order[following].unsqueeze(1), passed]
-        return self._policy.probabilities(seen)
+        return seen
+
+
+class ShuffledPlans(Shuffled):
+    """The same of a policy that plans: each of its plans is made once, for another sample's look."""
+
+    def following(self, observation: Tensor) -> Tensor:
+        """The points of the grid that samples evaluate next, (R,); N where they are done."""
+        assert isinstance(self._policy, PlanningAgent)
+        return self._policy.following(self._exchanged(observation))
+
+
+def shuffled(policy: LearnedPolicy, group: str | None = None) -> Shuffled:
+    """The policy, seeing another sample than the one it decides on."""
+    return (ShuffledPlans if isinstance(policy, PlanningAgent) else Shuffled)(policy, group)

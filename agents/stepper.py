@@ -53,11 +53,13 @@ class Stepper(LearnedPolicy):
         least, most = info.evaluations
         self.tariff = Tariff(least, most, (info.prices[0], info.prices[1]))
         self.lam = lam.detach().double().cpu()
+        # From here on the next point is farther than this one.
+        self._edges = torch.cat(((self.lam[:-1] + self.lam[1:]) / 2, self.lam[-1:]))
 
     def _follow(self, device: torch.device) -> None:
         super()._follow(device)
         if self.lam.device != device:
-            self.lam = self.lam.to(device)
+            self.lam, self._edges = self.lam.to(device), self._edges.to(device)
             self.timing.to(device)
 
     @torch.no_grad()
@@ -70,12 +72,18 @@ class Stepper(LearnedPolicy):
 
     def probabilities(self, observation: Tensor) -> Tensor:
         """P(evaluate), (R,): 1 or 0."""
-        planned, last = self.plan(observation), len(self.lam) - 1
-        here = (observation[:, _POSITION] * last).round().long()
-        # The first point that is as near as the next one.
-        edge = (self.lam[here] + self.lam[(here + 1).clamp(max=last)]) / 2
-        due = (edge >= planned.lam) | (here + planned.left > last)
-        return (due & (planned.left > 0)).to(observation.dtype)
+        here = (observation[:, _POSITION] * (len(self.lam) - 1)).round().long()
+        return (here >= self.following(observation)).to(observation.dtype)
+
+    def following(self, observation: Tensor) -> Tensor:
+        """The points that samples evaluate next, (R,); N where they are done.
+
+        The first point that is as near to the plan as the next one, or the last that leaves enough points.
+        """
+        planned, size = self.plan(observation), len(self.lam)
+        nearest = torch.searchsorted(self._edges, planned.lam.double().contiguous())
+        found = torch.minimum(nearest, size - planned.left)
+        return torch.where(planned.left > 0, found, size)
 
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by name, as they are stored, and its grid."""

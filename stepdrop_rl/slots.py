@@ -1,8 +1,9 @@
 """Continuous batching: samples in flight, each at its own time, each decided up to its next evaluation.
 
 Between two evaluations a sample shows nothing new, so its decisions up to the next evaluation are made at
-once. The agent gives probabilities, ``u(seed, image, time) < p`` draws. An agent with a memory is shown those
-points one after the other, and what it remembers at the next evaluation stays with the sample.
+once. The agent gives probabilities, ``u(seed, image, time) < p`` draws. One that plans says at once which
+point comes next. An agent with a memory is shown those points one after the other, and what it remembers at
+the next evaluation stays with the sample.
 
 Shapes: S = slots; R = slots in use; N = points of the grid; P = points decided at once.
 """
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.base import Agent, RecurrentAgent
+from agents.base import Agent, PlanningAgent, RecurrentAgent
 from agents.planned import Planned
 from envs.observation import Grid, observe
 from envs.philox import Stream, uniform
@@ -63,6 +64,7 @@ class Slots:
         self.stretch = STRETCH if device.type == "cpu" else len(times)
         # Whole schedules are known when a sample begins.
         self.plan = torch.zeros_like(self.evaluated) if isinstance(agent, Planned) else None
+        self.planning = agent if isinstance(agent, PlanningAgent) else None
         self.recurrent = agent if isinstance(agent, RecurrentAgent) else None
         if self.recurrent is not None:
             self._new_state = self.recurrent.initial_state(1).to(device)
@@ -106,6 +108,10 @@ class Slots:
         """
         size = len(self.grid)
         anchor = self.point[rows]
+        if self.planning is not None:
+            beyond = (anchor + 1).clamp(max=size - 1).unsqueeze(1)
+            planned = self.planning.following(self._observation(rows, anchor, beyond))
+            return self._moved(rows, torch.maximum(planned, anchor + 1))
         following = torch.full_like(anchor, size)
         undecided = torch.arange(len(rows), device=rows.device)
         for offset in range(1, size - int(anchor.min()), self.stretch):
@@ -120,8 +126,12 @@ class Slots:
             undecided = undecided[~found & valid[:, -1]]
             if not len(undecided):
                 break
+        return self._moved(rows, following)
+
+    def _moved(self, rows: Tensor, following: Tensor) -> Tensor | None:
+        """Let the rows stand at what they evaluate next; which of them are done (None: none is)."""
         self.point[rows] = following
-        done = following >= size
+        done = following >= len(self.grid)
         return done if bool(done.any()) else None
 
     def _taken(self, rows: Tensor, anchor: Tensor, ahead: Tensor, valid: Tensor) -> Tensor:

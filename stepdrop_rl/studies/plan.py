@@ -177,9 +177,19 @@ def cost(config: StudyConfig, job: Job, root: Path) -> float:
     training = training_of(config, job, root)
     episodes = training.decisions / max(training.env.num_decisions - 1, 1)
     looks = training.decisions / training.judge_every + 1
-    spent = (
-        training.env.num_decisions if training.algo == "relaxed" else _LOOK_NFE
-    )  # gates call at every point
-    if training.algo in ("pathwise", "relaxed"):
-        spent *= _GRADIENT
-    return episodes * spent + looks * _LOOK_PRICES * training.judge_samples * _LOOK_NFE
+    return episodes * _episode_cost(training) + looks * _LOOK_PRICES * training.judge_samples * _LOOK_NFE
+
+
+def _episode_cost(training: TrainPolicyConfig) -> float:
+    """Of one trajectory that is learned from."""
+    if training.algo == "relaxed":  # gates call at every point
+        return _GRADIENT * training.env.num_decisions
+    if training.algo == "pathwise":
+        return _GRADIENT * _LOOK_NFE
+    if training.algo == "fork":  # every branch is drawn; with gradients while times are learned
+        from agents.forking import ForkLearner
+
+        h = {**ForkLearner.defaults, **training.hyperparameters}
+        calls = (h["min_nfe"] + h["max_nfe"]) / 2 + 2 * h["width"] * h["left"]
+        return float(calls * (1 + (_GRADIENT - 1) * h["times_share"]))
+    return _LOOK_NFE

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from agents.base import RecurrentAgent
-from agents.controls import Shuffled, coins, dealt, mean_schedule
+from agents.controls import coins, dealt, mean_schedule, shuffled
 from agents.policy import LearnedPolicy
 from envs.errors import UserError
 from stepdrop_rl.arena import TUNED, Arena, Contender, budget_of
@@ -214,11 +214,11 @@ class Workshop:
         drawn = load_tensors(path.with_suffix(".safetensors"))
         times: Tensor = drawn["times"]
         evaluated = drawn["evaluated"].bool()
-        shuffled, _, group = str(job.control).partition("_")
-        if shuffled == "shuffled":
+        control, _, group = str(job.control).partition("_")
+        if control == "shuffled":
             if isinstance(policy, RecurrentAgent):
                 raise UserError("a policy with a memory cannot be shown other samples from point to point")
-            return Contender(Shuffled(policy, group or None), judged["price"])
+            return Contender(shuffled(policy, group or None), judged["price"])
         if job.control == "mean_schedule":
             return Contender(mean_schedule(times, evaluated))
         return Contender((dealt if job.control == "dealt" else coins)(times, evaluated))

@@ -81,6 +81,11 @@ TINY = [
         ("relaxed", "ddim:eta=0.2", "{batch_size: 8}"),
         ("relaxed", "multistep", "{batch_size: 8}"),
         ("pathwise", "multistep", "{batch_size: 8, min_nfe: 2, max_nfe: 4}"),
+        (
+            "fork",
+            "multistep",
+            "{batch_size: 8, min_nfe: 3, max_nfe: 4, left: 1, times_share: 0.4, updates: 2}",
+        ),
     ],
 )
 def test_a_policy_by_gradients_is_learned_resumed_and_drawn_with(algo, solver, hyperparameters, monkeypatch):

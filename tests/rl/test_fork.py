@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from agents.controls import Shuffled, dealt, mean_schedule
+from agents.base import PlanningAgent
+from agents.controls import dealt, mean_schedule, shuffled
 from agents.fixed import FixedSchedule
 from agents.fork import Fork
 from agents.gate import OFFSETS, Gate
@@ -310,7 +311,7 @@ def test_its_controls(problem, looked):
     policy = policy_of(problem, looked)
     samples = engine_of(problem, policy).sample(policy, 60, price=looked.tariff.price(5))
     assert len(mean_schedule(samples.times, samples.evaluated).times) in (5, 6)
-    other = engine_of(problem, policy).sample(Shuffled(policy), 60, price=looked.tariff.price(5))
+    other = engine_of(problem, policy).sample(shuffled(policy), 60, price=looked.tariff.price(5))
     assert set(other.nfe.tolist()) <= {4, 5, 6}
     assert not torch.equal(samples.evaluated, other.evaluated)
     given = dealt(samples.times, samples.evaluated)
@@ -335,6 +336,35 @@ def test_it_refuses_what_it_cannot_use(problem):
     learner, _ = learner_of(problem, "fork")
     with pytest.raises(UserError, match="leave start_from out"):
         learner.start_from(policy_of(problem, learner), 0)
+
+
+class Scanned:
+    """A planning agent that is asked point by point."""
+
+    observes = True
+
+    def __init__(self, policy):
+        self.name, self.times, self.policy = policy.name, policy.times, policy
+
+    def probabilities(self, observation):
+        return self.policy.probabilities(observation)
+
+
+@pytest.mark.parametrize("algo", ["fork", "pathwise"])
+def test_a_plan_asked_once_is_the_plan_asked_point_by_point(problem, looked, algo):
+    learner = looked
+    if algo == "pathwise":
+        learner = learner_of(problem, "pathwise")[0]
+        with torch.no_grad():
+            for parameter in learner.actor_network.parameters():
+                parameter.normal_(generator=torch.Generator().manual_seed(2))
+    policy = learner.policy(info_of(problem, learner, algo))
+    assert isinstance(policy, PlanningAgent)
+    assert not isinstance(Scanned(policy), PlanningAgent)
+    for price in log_spaced(0.01, 0.1, 7):
+        one, other = (engine_of(problem, p).sample(p, 50, price=price) for p in (policy, Scanned(policy)))
+        assert torch.equal(one.evaluated, other.evaluated)
+        assert torch.equal(one.images, other.images)
 
 
 def test_what_a_look_tells_is_what_the_policy_is_told(problem, looked):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agents.actor import SIGHTS
-from agents.controls import Shuffled, mean_schedule
+from agents.controls import mean_schedule, shuffled
 from agents.planning import Tariff, Usual
 from agents.policy import build_policy, describe
 from agents.stepper import Stepper
@@ -272,7 +272,7 @@ def test_its_controls(problem):
     price = policy.tariff.price(4)
     samples = engine_of(problem, policy).sample(policy, 60, price=price)
     assert len(mean_schedule(samples.times, samples.evaluated).times) == 4
-    other = engine_of(problem, policy).sample(Shuffled(policy), 60, price=price)
+    other = engine_of(problem, policy).sample(shuffled(policy), 60, price=price)
     assert set(other.nfe.tolist()) == {4}
     assert not torch.equal(samples.evaluated, other.evaluated)
 
