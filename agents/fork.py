@@ -51,6 +51,7 @@ class Fork(LearnedPolicy):
         self.left = left
         least, most = info.evaluations
         self.tariff = Tariff(least, most, (info.prices[0], info.prices[1]), MARGIN)
+        self.whole_prices = self.tariff.whole_prices()
         self.plans = plans.long().cpu()
         self.lam = lam.detach().double().cpu()
 

@@ -9,7 +9,9 @@ climbs the mean of
 
 whose gradient is a policy gradient over all actions (Sutton et al. 2000; Ciosek and Whiteson 2018): no coin
 adds noise, and the price of an evaluation is solved for in every step. A gate that finds nothing leaves
-everyone to the plan of K, a fixed schedule.
+everyone to the plan of K, a fixed schedule. ``gate_reward`` names the terms of Φ that count here (none: all):
+nearness to the teacher, which keeps the gradients of times quiet, misleads the gate, since each evaluation
+brings an image nearer to its teacher, and few bring what is drawn nearer to what is real.
 
 An image costs K network calls and those of the other branches; while times are learned, four times as many.
 Images × (N − 1) are counted as decisions, as for all learners.
@@ -66,6 +68,7 @@ class ForkLearner(OwnLearner):
         "left": 2,
         "width": 1,
         "side_weight": 0.4,
+        "gate_reward": (),
         "updates": 16,
         "update_size": 512,
         "weight_decay": 0.1,
@@ -103,6 +106,8 @@ class ForkLearner(OwnLearner):
         self.tariff = Tariff(least, most, self.core.prices, MARGIN)
         self.tree = Tree(least, most, left, width)
         self.gate = Gate(most - least + 1, inputs, width)
+        terms = list(h["gate_reward"])
+        self.worth = self.core.quality.part(terms) if terms else self.core.quality
         nothing = torch.zeros(0, inputs), torch.zeros(0, 2 * width + 1, dtype=torch.float64)
         self.looks: list[tuple[Tensor, Tensor]] = [nothing] * (most - least + 1)
         self._counts: list[int] = []
@@ -177,9 +182,7 @@ class ForkLearner(OwnLearner):
         images = (torch.arange(len(core.rows)) + len(kept_entries)) % core.num_images
         with torch.no_grad():
             drawn = self._draw(core.rows, images.to(core.rows.device), count)
-            values = torch.stack(
-                [core.quality.score(core.rows, x0).double() for x0 in drawn.results], 1
-            ).cpu()
+            values = torch.stack([self.worth.score(core.rows, x0).double() for x0 in drawn.results], 1).cpu()
             entries = torch.cat((kept_entries, drawn.entries))
             self.looks[row] = entries, torch.cat((kept_values, values))
             self.gate.usual(row, entries)

@@ -56,6 +56,10 @@ class Tariff:
         low, high = (math.log(max(price, LOWEST_PRICE)) for price in self.prices)
         return math.exp(high + float(self.share(torch.tensor(count))) * (low - high))
 
+    def whole_prices(self) -> list[float]:
+        """The prices in the middle of those that pay for whole numbers of evaluations, rising."""
+        return [self.price(count) for count in range(self.most, self.least - 1, -1)]
+
     def budget(self, seen: Tensor) -> Tensor:
         """Mean evaluations that prices pay for, as the observation shows them, (R,) float64."""
         low, high = log_price(torch.tensor(self.prices, dtype=torch.float64)).tolist()

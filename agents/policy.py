@@ -88,6 +88,7 @@ class LearnedPolicy:
         ]
         self.projection = projection
         self.name = info.algo
+        self.whole_prices: list[float] = []  # at which it spends whole numbers on average, rising, if any
         self.times: Tensor | None = torch.tensor(info.times, dtype=torch.float64)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ class Stepper(LearnedPolicy):
         self.timing = timing.requires_grad_(False)
         least, most = info.evaluations
         self.tariff = Tariff(least, most, (info.prices[0], info.prices[1]))
+        self.whole_prices = self.tariff.whole_prices() if least < most else []
         self.lam = lam.detach().double().cpu()
         # From here on the next point is farther than this one.
         self._edges = torch.cat(((self.lam[:-1] + self.lam[1:]) / 2, self.lam[-1:]))

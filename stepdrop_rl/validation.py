@@ -60,7 +60,7 @@ class ValidationJudge:
     def look(self, policy: LearnedPolicy) -> Look:
         """Draw images at prices all over the policy's range and judge them."""
         table = []
-        for price in log_spaced(policy.info.prices[0], policy.info.prices[1], NUM_PRICES):
+        for price in _prices(policy):
             samples = self.engine.sample(policy, self.num_images, price=price)
             table.append((price, spending(price, samples).mean, self.distance(samples.images)))
         if policy.info.target_nfe is not None:  # one price: how far it is from its budget counts either way
@@ -68,6 +68,19 @@ class ValidationJudge:
             return Look(table, math.log(max(distance, 1e-9)) + abs(nfe - policy.info.target_nfe))
         logs = [_log_distance_at(budget, table) for budget in self.budgets]
         return Look(table, sum(logs) / len(logs))
+
+
+def _prices(policy: LearnedPolicy) -> list[float]:
+    """Prices all over the policy's range; where it plans, those of whole numbers of evaluations.
+
+    A mean between two of them is a mixture, and distances are convex in evaluations: a policy that tells
+    samples apart would be held against one that cannot be asked for such a mean.
+    """
+    whole = policy.whole_prices
+    if not whole:
+        return log_spaced(policy.info.prices[0], policy.info.prices[1], NUM_PRICES)
+    count = min(len(whole), NUM_PRICES)
+    return [whole[round(k * (len(whole) - 1) / max(count - 1, 1))] for k in range(count)]
 
 
 def _log_distance_at(budget: float, table: list[tuple[float, float, float]]) -> float:

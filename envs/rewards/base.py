@@ -5,7 +5,8 @@ Shapes: R = candidates; M = images of the bank; N = real images; F = features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from envs.errors import UserError
+from envs.registry import unknown_name
 from envs.rewards import REWARDS
 
 
@@ -143,6 +145,20 @@ class WeightedQuality:
             )
         self.scale = 1.0 / gain
         self._images = torch.zeros(num_rows, dtype=torch.int64, device=ground.teacher.device)
+
+    def part(self, names: Sequence[str]) -> WeightedQuality:
+        """The same score by these of its terms alone; what episodes teach stays with the whole.
+
+        Raises:
+            UserError: It has no such term.
+        """
+        for name in names:
+            if name not in self.terms:
+                raise unknown_name("term of this reward", name, self.terms)
+        other = copy(self)
+        other.weights = {name: self.weights[name] for name in names}
+        other.terms = {name: self.terms[name] for name in names}
+        return other
 
     def _candidates(self, rows: Tensor, x0: Tensor, lam: Tensor | None = None) -> Candidates:
         return Candidates(self.ground, rows, self._images[rows], x0, lam)
