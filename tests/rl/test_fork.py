@@ -21,6 +21,7 @@ from stepdrop_rl.engine import Engine
 from stepdrop_rl.policies import load_policy, save_policy
 from stepdrop_rl.pricing import log_spaced, price_for
 from stepdrop_rl.solvers import make_solver
+from stepdrop_rl.validation import ValidationJudge
 
 from .conftest import BANK, N
 from .test_learners import info_of, learner_of
@@ -199,6 +200,37 @@ def test_a_price_is_found_for_a_target(problem, looked, target):
     for beyond in (2.2, 6.9):
         with pytest.raises(UserError, match="out of reach"):
             price_for(policy, engine, beyond, BANK)
+
+
+def test_the_validation_judge_looks_at_whole_numbers(problem, looked):
+    policy = policy_of(problem, looked)
+    engine = engine_of(problem, policy, Role.POLICY_TRAINING)
+    look = ValidationJudge(engine, lambda images: 2.0, [3, 6], BANK).look(policy)
+    assert [round(nfe) for _, nfe, _ in look.table] == [6, 5, 4, 3]
+    assert [nfe for _, nfe, _ in look.table] == pytest.approx([6, 5, 4, 3], abs=0.06)
+    many = learner_of(problem, "fork", min_nfe=3, max_nfe=15)[0]
+    prices = [
+        price
+        for price, _, _ in ValidationJudge(engine, lambda images: 2.0, [3], 2)
+        .look(policy_of(problem, many))
+        .table
+    ]
+    assert prices == pytest.approx([many.tariff.price(k) for k in (15, 13, 11, 9, 7, 5, 3)])
+
+
+def test_only_terms_that_are_named_pay_the_gate(problem):
+    reward = {"pixel": 1.0, "witness_energy": 8.0}
+    learner, _ = learner_of(problem, "fork", reward=reward, times_share=0.0, gate_reward=["witness_energy"])
+    quality, rows = learner.core.quality, learner.core.rows
+    prices = torch.full((16,), 0.03, dtype=torch.float64)
+    quality.begin(rows, torch.arange(16), prices)
+    x0 = problem.ground.first[:16]
+    both = [quality.part([name]).score(rows, x0) for name in reward]
+    torch.testing.assert_close(both[0] + both[1], quality.score(rows, x0))
+    torch.testing.assert_close(learner.worth.score(rows, x0), both[1])
+    assert not torch.equal(both[0], both[1])
+    with pytest.raises(UserError, match="did you mean 'witness_energy'"):
+        learner_of(problem, "fork", reward=reward, gate_reward=["witnes_energy"])
 
 
 def errors(problem, agent, price=0.0):
