@@ -246,9 +246,8 @@ class ForkLearner(OwnLearner):
         trunk = self.process.timed(images, first, recompute=bool(self.hyperparameters["recompute"]))
         _follow(trunk, plans[0][1:fork])
         with torch.no_grad():
-            index = torch.full_like(
-                images, len(grid) - 1
-            )  # any: what a look shows is the same up to the next
+            # At any point: what a look shows stays the same up to the next one.
+            index = torch.full_like(images, len(grid) - 1)
             seen = observe_from(grid, index, trunk.lam_anchor, trunk.nfe, prices, trunk.evidence())
             entries = shown(seen.cpu(), len(grid)).entries
         results = []
