@@ -32,15 +32,13 @@ from torch import Tensor, nn
 from agents.actor import under
 from agents.fork import MARGIN, Fork
 from agents.gate import Gate
-from agents.own import OwnLearner
 from agents.planning import Tariff, shown
 from agents.policy import LearnedPolicy, PolicyInfo
+from agents.through import ThroughSampler
 from agents.tree import Tree
 from envs.errors import UserError
 from envs.observation import Projection, observe_from
-from envs.protocols import DifferentiableProcess, TimedTrajectories
-
-_APART = 1e-6  # of the range of half log-SNR: points nearer than that are one
+from envs.protocols import TimedTrajectories
 
 
 class Drawn(NamedTuple):
@@ -50,12 +48,13 @@ class Drawn(NamedTuple):
     results: list[Tensor]
 
 
-class ForkLearner(OwnLearner):
+class ForkLearner(ThroughSampler):
     """Learns plans of ``min_nfe`` to ``max_nfe`` evaluations that fork when ``left`` of them are to come.
 
     The batch's process must be differentiable.
     """
 
+    algo = "fork"
     output = "time"
     defaults: ClassVar[Mapping[str, Any]] = {
         "learning_rate": 1e-3,
@@ -91,13 +90,11 @@ class ForkLearner(OwnLearner):
             raise UserError("'fork' spends what it is told: give it min_nfe and max_nfe, no env.target_nfe")
         if core.prices[0] == core.prices[1]:
             raise UserError("prices tell 'fork' how many evaluations to spend: leave env.price out")
-        for name in ("batch_size", "update_size"):
-            if int(h[name]) < 1:
-                raise UserError(f"{name} must be positive, not {h[name]}")
+        if int(h["update_size"]) < 1:
+            raise UserError(f"update_size must be positive, not {h['update_size']}")
         if not 0 <= float(h["times_share"]) <= 1:
             raise UserError(f"times_share must lie between 0 and 1, not {h['times_share']}")
-        if not isinstance(core.walk.process, DifferentiableProcess):
-            raise UserError("'fork' learns times by gradients through the sampler: this process has none")
+        super()._check()
 
     def _make_networks(self, inputs: int) -> dict[str, nn.Module]:
         """Times that are even, and a gate that leaves everyone to the plan."""
@@ -117,13 +114,6 @@ class ForkLearner(OwnLearner):
     def actor_network(self) -> nn.Sequential:
         """From what a sample shows at the fork to what each branch is worth to it."""
         return self.gate.actor
-
-    @property
-    def process(self) -> DifferentiableProcess:
-        """What draws the trajectories."""
-        process = self.core.walk.process
-        assert isinstance(process, DifferentiableProcess)
-        return process
 
     def _rates(self) -> list[tuple[list[nn.Parameter], float]]:
         h = self.hyperparameters
@@ -157,20 +147,14 @@ class ForkLearner(OwnLearner):
             images = torch.randint(0, core.num_images, (len(rows),), generator=self.generator).to(rows.device)
             drawn = self._draw(rows, images, count)
             values = torch.stack([core.quality.score(rows, x0).double() for x0 in drawn.results], 1)
-            loss = -(values.mean(0) @ weights.to(values.device))
-            if not loss.requires_grad:
-                raise UserError("'fork' needs a differentiable reward: this one says nothing of its slope")
-            self.optimizer.zero_grad()
-            loss.backward(inputs=list(self.tree.parameters()))
-            norm = nn.utils.clip_grad_norm_(self.tree.parameters(), h["max_grad_norm"])
-            if not bool(torch.isfinite(norm)):
-                raise UserError("gradients through the sampler are not finite: lower max_nfe")
-            self.optimizer.step()
+            quality = values.mean(0) @ weights.to(values.device)
+            self._need_slope(quality)
+            norm = self._descend(-quality, list(self.tree.parameters()))
             taken = torch.multinomial(weights, len(rows), replacement=True, generator=self.generator)
             self._end(rows, drawn, taken)
-            told.append([-float(loss.detach()), float(norm)])
-        quality, norm_mean = torch.tensor(told).mean(0).tolist()
-        return {"rollout/ep_quality_mean": quality, "train/gradient_norm": norm_mean}
+            told.append([float(quality.detach()), norm])
+        quality_mean, norm_mean = torch.tensor(told).mean(0).tolist()
+        return {"rollout/ep_quality_mean": quality_mean, "train/gradient_norm": norm_mean}
 
     def _learn_gate(self) -> dict[str, float]:
         """All branches of every row, for one number of evaluations; then steps on all looks so far."""
@@ -210,10 +194,7 @@ class ForkLearner(OwnLearner):
         gain = gain / gain.std().clamp(min=1e-9)
         worth = self.gate(torch.full((size,), row), entries[chosen])
         found = self.gate.climb(worth, gain)
-        self.optimizer.zero_grad()
-        (-found).backward(inputs=list(self.gate.parameters()))
-        nn.utils.clip_grad_norm_(self.gate.parameters(), h["max_grad_norm"])
-        self.optimizer.step()
+        self._descend(-found, list(self.gate.parameters()))
         shrink = 1 - self.optimizer.param_groups[0]["lr"] * float(h["weight_decay"])
         with torch.no_grad():  # decoupled weight decay (Loshchilov and Hutter 2019)
             for parameter in self.gate.parameters():
@@ -270,18 +251,7 @@ class ForkLearner(OwnLearner):
     def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
         """What has been learned so far."""
         grid, tree = self.core.walk.grid, self.tree
-        with torch.no_grad():
-            plans = [tree(count) for count in range(tree.least, tree.most + 1)]
-        steps = torch.cat(
-            [lam for branches in plans for lam in branches] + [torch.tensor([0.0, 1.0]).double()]
-        )
-        points = (steps / _APART).round().long().unique()
-        longest = tree.most + tree.width
-        table = torch.full((len(plans), len(plans[0]), longest), len(points))
-        for row, branches in enumerate(plans):
-            for b, lam in enumerate(branches):
-                table[row, b, : len(lam)] = torch.searchsorted(points, (lam / _APART).round().long())
-        lam = points.double() * _APART
+        lam, plans = tree.on_one_grid()
         inner = self.process.time_of((grid.lam[0] + (grid.lam[-1] - grid.lam[0]) * lam.to(grid.lam))[1:-1])
         times = [float(grid.times[0]), *inner.tolist(), float(grid.times[-1])]
         gate = deepcopy(self.gate)
@@ -289,7 +259,7 @@ class ForkLearner(OwnLearner):
             if len(entries):
                 gate.settle(row, entries)
         info = replace(info, times=times, evaluations=[tree.least, tree.most])
-        return Fork(info, gate, table, lam, tree.left, projection)
+        return Fork(info, gate, plans, lam, tree.left, projection)
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs, looks included."""

@@ -24,18 +24,19 @@ import torch
 from torch import Tensor, nn
 
 from agents.actor import blind
-from agents.own import OwnLearner
 from agents.planning import Tariff, Timing, shown
 from agents.policy import LearnedPolicy, PolicyInfo
 from agents.stepper import Stepper
+from agents.through import ThroughSampler
 from envs.errors import UserError
 from envs.observation import Projection, observe_from
-from envs.protocols import DifferentiableProcess, Evidence
+from envs.protocols import Evidence
 
 
-class PathwiseLearner(OwnLearner):
+class PathwiseLearner(ThroughSampler):
     """Learns times for ``min_nfe`` to ``max_nfe`` evaluations; the batch's process must be differentiable."""
 
+    algo = "pathwise"
     output = "time"
     defaults: ClassVar[Mapping[str, Any]] = {
         "learning_rate": 2e-3,
@@ -68,10 +69,7 @@ class PathwiseLearner(OwnLearner):
                 "prices tell 'pathwise' how many evaluations to spend: leave env.price out, "
                 "or give it min_nfe and max_nfe alike"
             )
-        if int(h["batch_size"]) < 1:
-            raise UserError(f"batch_size must be positive, not {h['batch_size']}")
-        if not isinstance(core.walk.process, DifferentiableProcess):
-            raise UserError("'pathwise' learns by gradients through the sampler: this process has none")
+        super()._check()
 
     def _make_networks(self, inputs: int) -> dict[str, nn.Module]:
         """Times that are even."""
@@ -84,13 +82,6 @@ class PathwiseLearner(OwnLearner):
     def actor_network(self) -> nn.Sequential:
         """From how far samples are from what is usual to z."""
         return self.timing.actor
-
-    @property
-    def process(self) -> DifferentiableProcess:
-        """What draws the trajectories."""
-        process = self.core.walk.process
-        assert isinstance(process, DifferentiableProcess)
-        return process
 
     def _rates(self) -> list[tuple[list[nn.Parameter], float]]:
         # The habit is all samples' and learned faster than what departs from it.
@@ -111,7 +102,10 @@ class PathwiseLearner(OwnLearner):
             core.quality.begin(rows, images, prices)
             x0 = self._walk(images, prices, count)[1]
             quality = core.quality.score(rows, x0).double().mean()
-            norm = self._step(-quality) if count > 1 else 0.0
+            norm = 0.0
+            if count > 1:
+                self._need_slope(quality)
+                norm = self._descend(-quality, self.parameters())
             core.quality.end(rows, x0.detach())
             told.append([float(quality.detach()), float(count), norm])
             sizes.append(len(rows))
@@ -123,18 +117,6 @@ class PathwiseLearner(OwnLearner):
             "rollout/ep_nfe_mean": spent_mean,
             "train/gradient_norm": norm_mean,
         }
-
-    def _step(self, loss: Tensor) -> float:
-        """One step down the loss; its gradient's norm."""
-        if not loss.requires_grad:
-            raise UserError("'pathwise' needs a differentiable reward: this one says nothing of its slope")
-        self.optimizer.zero_grad()
-        loss.backward(inputs=self.parameters())
-        norm = nn.utils.clip_grad_norm_(self.parameters(), self.hyperparameters["max_grad_norm"])
-        if not bool(torch.isfinite(norm)):
-            raise UserError("gradients through the sampler are not finite: lower max_nfe")
-        self.optimizer.step()
-        return float(norm)
 
     def _walk(self, images: Tensor, prices: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The times of ``count`` evaluations of images (R,), (R, count), and their results."""

@@ -25,12 +25,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from agents.own import OwnLearner
+from agents.through import ThroughSampler
 from envs.errors import UserError
 from envs.observation import observe_from
-from envs.protocols import DifferentiableProcess
 from envs.registry import unknown_name
 from envs.sb3 import StepDropVecEnv
 
@@ -47,9 +46,11 @@ def gate(margin: Tensor, u: Tensor, temperature: float, *, whole: bool) -> Tenso
     return (relaxed.detach() > 0.5).to(relaxed.dtype) + (relaxed - relaxed.detach())
 
 
-class RelaxedLearner(OwnLearner):
+class RelaxedLearner(ThroughSampler):
     """Learns by gradients through its gates; the batch's process must be differentiable."""
 
+    algo = "relaxed"
+    lengthens = "env.num_decisions"
     defaults: ClassVar[Mapping[str, Any]] = {
         "learning_rate": 3e-3,
         "final_rate": 0.1,
@@ -74,18 +75,12 @@ class RelaxedLearner(OwnLearner):
                 "temperatures must be positive and fall: "
                 f"temperature {h['temperature']}, final_temperature {h['final_temperature']}"
             )
-        if int(h["batch_size"]) < 1:
-            raise UserError(f"batch_size must be positive, not {h['batch_size']}")
-        process = self.core.walk.process
-        if not isinstance(process, DifferentiableProcess):
-            raise UserError("'relaxed' learns by gradients through the sampler: this process has none")
-        self.process: DifferentiableProcess = process
-        if h["gates"] == "relaxed" and not process.relaxes:
+        if h["gates"] == "relaxed" and not self.process.relaxes:
             raise UserError(
                 "this solver looks back on several evaluations and has no relaxed gates: "
                 "give it gates: straight_through, or solve by ddim"
             )
-        self.whole = h["gates"] == "straight_through" or not process.relaxes
+        self.whole = h["gates"] == "straight_through" or not self.process.relaxes
 
     def _round(self, left: float) -> dict[str, float]:
         """One episode of every row, a step of the optimiser for every ``batch_size`` of them."""
@@ -98,14 +93,9 @@ class RelaxedLearner(OwnLearner):
         for rows in core.rows.split(int(h["batch_size"])):
             reward, spent, entropy, x0 = self._walk(rows, temperature)
             loss = -reward.mean() - h["ent_coef"] * entropy
-            self.optimizer.zero_grad()
-            loss.backward(inputs=self.parameters())
-            norm = nn.utils.clip_grad_norm_(self.parameters(), h["max_grad_norm"])
-            if not bool(torch.isfinite(norm)):
-                raise UserError("gradients through the sampler are not finite: lower env.num_decisions")
-            self.optimizer.step()
+            norm = self._descend(loss, self.parameters())
             core.quality.end(rows, x0.detach())
-            told.append([float(v.detach()) for v in (reward.mean(), spent.mean(), entropy, norm)])
+            told.append([*(float(v.detach()) for v in (reward.mean(), spent.mean(), entropy)), norm])
             sizes.append(len(rows))
         self.num_decisions += len(core.rows) * (len(core.walk.grid) - 1)
         share = torch.tensor(sizes, dtype=torch.float64) / len(core.rows)
@@ -137,7 +127,7 @@ class RelaxedLearner(OwnLearner):
             entropies.append(-(log_p.exp() * log_p).sum(-1).mean())
         x0 = gated.x0()
         quality = core.quality.score(rows, x0).double()
-        if torch.is_grad_enabled() and not quality.requires_grad:
-            raise UserError("'relaxed' needs a differentiable reward: this one says nothing of its slope")
+        if torch.is_grad_enabled():
+            self._need_slope(quality)
         reward = quality - core.phi[rows] - price * (gated.nfe - 1)
         return reward, gated.nfe, torch.stack(entropies).mean(), x0

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 KNOTS = 9  # of the curve, even in u
 _CLOSEST = 1e-3  # share of the whole that a gap is at least: no jump so short that rates along it are noise
+_APART = 1e-6  # of the whole: points nearer than that are one
 
 
 class Tree(nn.Module):
@@ -64,6 +65,21 @@ class Tree(nn.Module):
             gaps = _shares(self._gaps(u, self.branch[row, b, : more + 1])) * (1 - start[-1])
             found.append(torch.cat((start, start[-1] + gaps.cumsum(0)[:-1])))
         return found
+
+    @torch.no_grad()
+    def on_one_grid(self) -> tuple[Tensor, Tensor]:
+        """All plans on one grid from λ = 0 to 1: its points, (N,), and each plan's on it, (C, B, L).
+
+        C are the numbers of evaluations, L those of the longest plan; N where a plan has ended.
+        """
+        plans = [self(count) for count in range(self.least, self.most + 1)]
+        steps = torch.cat([torch.tensor([0.0, 1.0]).double(), *(lam for found in plans for lam in found)])
+        points = (steps / _APART).round().long().unique()
+        table = torch.full((len(plans), 2 * self.width + 1, self.most + self.width), len(points))
+        for row, branches in enumerate(plans):
+            for b, lam in enumerate(branches):
+                table[row, b, : len(lam)] = torch.searchsorted(points, (lam / _APART).round().long())
+        return points.double() * _APART, table
 
 
 def _shares(gaps: Tensor) -> Tensor:
