@@ -1,7 +1,8 @@
 """Controls of a learned policy: what is left of it when one thing is taken away.
 
-``mean_schedule`` keeps where it evaluates on average, ``coins`` how often it evaluates each point, ``Dealt``
-(in :mod:`agents.planned`) its whole schedules, and ``shuffled`` lets it look, but at another sample.
+``mean_schedule`` keeps where it evaluates on average, ``habit`` what it plans where a look tells nothing,
+``coins`` how often it evaluates each point, ``Dealt`` (in :mod:`agents.planned`) its whole schedules, and
+``shuffled`` lets it look, but at another sample.
 Shapes: R samples; D observation entries; N points of its grid; M images.
 """
 
@@ -56,6 +57,14 @@ def mean_schedule(times: Tensor, evaluated: Tensor) -> FixedSchedule:
     for k in range(1, count):
         found[k] = torch.minimum(found[k], found[k - 1] - 1e-3)
     return FixedSchedule("mean schedule", found.clamp(min=float(grid[-1]) - count * 1e-3))
+
+
+def habit(policy: LearnedPolicy, count: int) -> FixedSchedule:
+    """Where it evaluates samples that show nothing unusual, as a schedule for all; :class:`UserError`: nowhere."""
+    times = policy.habit(count)
+    if times is None:
+        raise UserError(f"a {policy.name} policy plans nothing: it has no habit")
+    return FixedSchedule("habit", times)
 
 
 def coins(times: Tensor, evaluated: Tensor) -> SkipCurve:

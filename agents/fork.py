@@ -94,6 +94,12 @@ class Fork(LearnedPolicy):
         here = (observation[:, _POSITION] * (len(self.lam) - 1)).round().long()
         return (here >= self.following(observation)).to(observation.dtype)
 
+    def habit(self, count: int) -> Tensor:
+        """The plan that is left to none but by a look, (count,) times."""
+        plan = self.plans[count - self.tariff.least, self.plans.shape[1] // 2]
+        assert self.times is not None
+        return self.times[plan[:count].cpu()]
+
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by name, as they are stored, its plans and its grid."""
         named = {name: value for name, value in super().tensors().items() if not name.startswith("layers.")}

@@ -114,6 +114,10 @@ class LearnedPolicy:
         margin = logits[:, 1] - logits[:, 0]
         return torch.sigmoid(margin) if self.info.output == "softmax" else (margin > 0).float()
 
+    def habit(self, count: int) -> Tensor | None:
+        """Where it evaluates samples that show nothing unusual, (count,) times; None: it has no such habit."""
+        return None
+
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by name, as they are stored."""
         named = {}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from agents.actor import layers_of, under
-from agents.planning import Tariff, Timing, shown
+from agents.planning import Shown, Tariff, Timing, shown
 from agents.policy import LearnedPolicy, PolicyInfo
 from envs.observation import ENTRIES, Projection
 
@@ -81,10 +81,26 @@ class Stepper(LearnedPolicy):
 
         The first point that is as near to the plan as the next one, or the last that leaves enough points.
         """
-        planned, size = self.plan(observation), len(self.lam)
+        return self._points(self.plan(observation))
+
+    def _points(self, planned: Plan) -> Tensor:
         nearest = torch.searchsorted(self._edges, planned.lam.double().contiguous())
-        found = torch.minimum(nearest, size - planned.left)
-        return torch.where(planned.left > 0, found, size)
+        found = torch.minimum(nearest, len(self.lam) - planned.left)
+        return torch.where(planned.left > 0, found, len(self.lam))
+
+    @torch.no_grad()
+    def habit(self, count: int) -> Tensor:
+        """What it plans for a sample that always shows what is usual, (count,) times."""
+        device = self.lam.device
+        found, row = [0], count - self.tariff.least
+        for spent in range(1, count):
+            usual = self.timing.usual.mean[row, spent].unsqueeze(0)
+            gone = torch.tensor([spent], device=device)
+            seen = Shown(self.lam[found[-1:]].float(), gone, torch.zeros_like(usual[:, 0]), usual)
+            lam = self.timing(seen, torch.full_like(gone, count))
+            found.append(max(int(self._points(Plan(lam, count - gone))), found[-1] + 1))
+        assert self.times is not None
+        return self.times[found]
 
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by name, as they are stored, and its grid."""

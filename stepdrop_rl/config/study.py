@@ -7,7 +7,7 @@ from typing import Any
 
 from stepdrop_rl.config.common import CommonConfig, Precision, require, require_minutes
 
-_PLAIN = ("mode", "mean_schedule", "dealt", "coins", "shuffled")
+_PLAIN = ("mode", "mean_schedule", "habit", "dealt", "coins", "shuffled")
 _SHOWN = ("noise", "change", "clipping", "features")  # agents.controls.SHOWN
 CONTROLS = (*_PLAIN, *(f"shuffled_{group}" for group in _SHOWN))
 
@@ -24,9 +24,10 @@ class StudyConfig(CommonConfig):
         searches: Methods of search, at whole budgets.
         baselines: Agents of a budget; a * after the name: with the last time that suits it best. A file or
             a list of times is judged at the budget that is its count, with its solver.
-        controls: What is taken away from each policy (its first seed) in turn: mode, mean_schedule,
-            dealt, coins, shuffled; shuffled_noise, shuffled_change, shuffled_clipping and shuffled_features
-            tell what it looks at. Blind ones have nothing to shuffle.
+        controls: What is taken away from each policy (its first seed) in turn: mode, mean_schedule, habit
+            (of one that plans: its plan for a sample that shows nothing unusual), dealt, coins, shuffled;
+            shuffled_noise, shuffled_change, shuffled_clipping and shuffled_features tell what it looks at.
+            Blind ones have nothing to shuffle.
         blind: Policies that never look at the sample: the rivals of those that do.
         judges: Extractors that no reward used, the first one decides (default: the data set's, and our own
             judge, or where that is the data set's, validation).

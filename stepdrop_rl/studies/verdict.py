@@ -19,6 +19,9 @@ from stepdrop_rl.studies.plan import FULL
 Result = Mapping[str, Any]
 
 
+_FIXED = ("mean schedule", "habit")  # of the controls, those that are one schedule for all samples
+
+
 class Estimate(NamedTuple):
     """A mean and half of its 95 % interval."""
 
@@ -135,9 +138,11 @@ class Study:
         return name in self.config.policies and name not in self.config.blind
 
     def is_fixed(self, name: str) -> bool:
-        """Whether it is a rival in claim A: anything that is not learned to look, nor a policy's control."""
-        plain = ", " not in name and name != FULL and name not in self.config.policies
-        return plain and name not in self.config.blind
+        """Whether it is a rival in claim A: all that is not learned, and the fixed schedules that policies hold."""
+        owner, _, control = name.partition(", ")
+        if control:
+            return owner in self.config.policies and control in _FIXED
+        return name != FULL and name not in self.config.policies and name not in self.config.blind
 
     def best(self, entries: Iterable[Entry]) -> Entry | None:
         """The one of least distance."""
@@ -157,15 +162,16 @@ class Study:
         )
 
     def claims(self) -> tuple[list[Claim], list[Claim]]:
-        """Claim A, against the best that is fixed, and claim B, against the best that does not look."""
+        """Claim A, against the best that is fixed, and claim B, against the best of all that do not look."""
         beats_fixed, looking_pays = [], []
         for entry in self.entries:
             if not self.looks(entry.name):
                 continue
             here = self.at(entry.solver, entry.nfe)
-            a = self.claim(entry, [e for e in here if self.is_fixed(e.name)])
+            fixed = [e for e in here if self.is_fixed(e.name)]
+            a = self.claim(entry, fixed)
             blind = [e for e in here if e.name in self.config.blind or e.name == f"{entry.name}, dealt"]
-            b = self.claim(entry, blind)
+            b = self.claim(entry, fixed + blind)
             beats_fixed += [] if a is None else [a]
             looking_pays += [] if b is None else [b]
         return beats_fixed, looking_pays

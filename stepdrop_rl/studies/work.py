@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from agents.base import RecurrentAgent
-from agents.controls import coins, dealt, mean_schedule, shuffled
+from agents.controls import coins, dealt, habit, mean_schedule, shuffled
+from agents.fixed import whole
 from agents.policy import LearnedPolicy
 from envs.errors import UserError
 from stepdrop_rl.arena import TUNED, Arena, Contender, budget_of
@@ -214,6 +215,8 @@ class Workshop:
         drawn = load_tensors(path.with_suffix(".safetensors"))
         times: Tensor = drawn["times"]
         evaluated = drawn["evaluated"].bool()
+        if job.control == "habit":
+            return Contender(habit(policy, whole(job.nfe)))
         control, _, group = str(job.control).partition("_")
         if control == "shuffled":
             if isinstance(policy, RecurrentAgent):

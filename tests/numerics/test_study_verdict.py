@@ -88,10 +88,21 @@ def test_a_claim_stands_when_kid_agrees_and_precision_is_not_lower(kid, precisio
 
 def test_a_smaller_distance_inside_the_interval_is_no_claim():
     found = study(result("ppo", 5, (4.0, 8.0), (0.05, 0.05)), result("uniform", 5, (6.0, 7.0)))
-    (a,), b = found.claims()
+    (a,), (b,) = found.claims()
     assert a.distance.mean == pytest.approx(-0.5)
-    assert not a.holds
-    assert b == []
+    assert not a.holds and not b.holds
+
+
+def test_the_fixed_schedules_that_a_policy_holds_are_rivals_too():
+    found = study(
+        result("ppo", 5, (4.0, 5.0)),
+        result("ppo", 5, (4.2, 5.1), control="habit"),
+        result("ppo", 5, (4.3, 5.2), control="mean_schedule"),
+        result("ppo", 5, (3.0, 4.0), control="shuffled"),  # it looks, if at another sample
+        result("uniform", 5, (6.0, 7.0)),
+    )
+    (a,), (b,) = found.claims()
+    assert a.rival.name == b.rival.name == "ppo, habit"
 
 
 def test_mixtures_rival_in_claim_b_alone_and_the_full_trajectory_in_none():

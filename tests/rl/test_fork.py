@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agents.base import PlanningAgent
-from agents.controls import dealt, mean_schedule, shuffled
+from agents.controls import dealt, habit, mean_schedule, shuffled
 from agents.fixed import FixedSchedule
 from agents.fork import Fork
 from agents.gate import OFFSETS, Gate
@@ -348,6 +348,7 @@ def test_its_controls(problem, looked):
     assert not torch.equal(samples.evaluated, other.evaluated)
     given = dealt(samples.times, samples.evaluated)
     assert engine_of(problem, given).sample(given, 60).nfe.sum() == samples.nfe.sum()
+    torch.testing.assert_close(habit(policy, 5).times, looked._times(5)[1].detach(), rtol=0, atol=2e-3)
 
 
 def test_it_refuses_what_it_cannot_use(problem):

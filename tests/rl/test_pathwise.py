@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agents.actor import SIGHTS
-from agents.controls import mean_schedule, shuffled
+from agents.controls import habit, mean_schedule, shuffled
 from agents.planning import Tariff, Usual
 from agents.policy import build_policy, describe
 from agents.stepper import Stepper
@@ -275,6 +275,19 @@ def test_its_controls(problem):
     other = engine_of(problem, policy).sample(shuffled(policy), 60, price=price)
     assert set(other.nfe.tolist()) == {4}
     assert not torch.equal(samples.evaluated, other.evaluated)
+
+
+@pytest.mark.parametrize("count", [2, 4, 6])
+def test_a_habit_is_what_samples_get_that_show_nothing_unusual(problem, count):
+    learner = learner_of(problem, "pathwise")[0]
+    with torch.no_grad():
+        learner.timing.habit.add_(torch.randn(learner.timing.habit.shape, generator=torch.Generator()))
+        for parameter in learner.actor_network.parameters():
+            parameter.zero_()  # nothing is unusual
+    policy = on_a_grid(problem, learner, 128)
+    evaluated = engine_of(problem, policy).sample(policy, 20, price=policy.tariff.price(count)).evaluated
+    assert bool((evaluated == evaluated[0]).all())
+    assert torch.equal(habit(policy, count).times, policy.times[evaluated[0]])
 
 
 def test_it_refuses_what_it_cannot_use(problem):
