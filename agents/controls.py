@@ -60,7 +60,11 @@ def mean_schedule(times: Tensor, evaluated: Tensor) -> FixedSchedule:
 
 
 def habit(policy: LearnedPolicy, count: int) -> FixedSchedule:
-    """Where it evaluates samples that show nothing unusual, as a schedule for all; :class:`UserError`: nowhere."""
+    """Where it evaluates samples that show nothing unusual, as a schedule for all.
+
+    Raises:
+        UserError: It has no such habit.
+    """
     times = policy.habit(count)
     if times is None:
         raise UserError(f"a {policy.name} policy plans nothing: it has no habit")

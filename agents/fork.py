@@ -96,9 +96,9 @@ class Fork(LearnedPolicy):
 
     def habit(self, count: int) -> Tensor:
         """The plan that is left to none but by a look, (count,) times."""
-        plan = self.plans[count - self.tariff.least, self.plans.shape[1] // 2]
+        home = self.gate.more.tolist().index(0)
         assert self.times is not None
-        return self.times[plan[:count].cpu()]
+        return self.times[self.plans[count - self.tariff.least, home, :count].cpu()]
 
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by name, as they are stored, its plans and its grid."""
@@ -114,9 +114,12 @@ def build_fork(info: PolicyInfo, tensors: Mapping[str, Tensor], projection: Proj
     counts, points = most - least + 1, len(info.times)
     if not 1 <= least <= most or not 0 <= left < least or tensors["lam"].shape != (points,):
         raise ValueError("its range of evaluations or its grid")
-    if plans.ndim != 3 or len(plans) != counts or plans.shape[1] % 2 != 1 or not _descend(plans, points):
+    if plans.ndim != 3 or len(plans) != counts or not _descend(plans, points):
         raise ValueError("its plans")
-    gate = Gate(counts, len(ENTRIES) + info.num_features, plans.shape[1] // 2)
+    more = (plans < points).sum(2) - torch.arange(least, most + 1).unsqueeze(1)
+    if not bool((more == more[0]).all() and (more == 0).any()):
+        raise ValueError("its plans")
+    gate = Gate(counts, len(ENTRIES) + info.num_features, more[0].tolist())
     try:
         gate.load_state_dict(under(dict(tensors), "gate."))
     except RuntimeError:

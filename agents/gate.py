@@ -9,6 +9,8 @@ Shapes: R samples; D entries of what is shown; B branches; C numbers of evaluati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ _LEAST_DEVIATION = 1e-4  # what differs by less between samples is not blown up 
 _HALVINGS = 40
 _HIGHEST = 100.0  # |m|
 _SAFE = 1e-6  # above the price at which somebody changes branch: rounding changes nobody's
-OFFSETS = torch.linspace(-0.5, 0.5, 11, dtype=torch.float64)
+OFFSETS = torch.arange(-5, 6, dtype=torch.float64) / 10
 """By how much a budget may differ from the number K that is planned: for these, prices are kept."""
 
 
@@ -29,24 +31,24 @@ class Gate(nn.Module):
     Args:
         counts: C.
         entries: D.
-        width: w; branches make K − w, …, K + w evaluations.
+        more: By how many evaluations each branch departs from K; the first that does not is the plan.
     """
 
-    def __init__(self, counts: int, entries: int, width: int) -> None:
+    def __init__(self, counts: int, entries: int, more: Sequence[int]) -> None:
         super().__init__()
         self.mean: Tensor
         self.deviation: Tensor
         self.prices: Tensor
         self.more: Tensor
-        self.actor = make_network(entries + 1, 2 * width + 1, 0.01)
+        self.actor = make_network(entries + 1, len(more), 0.01)
         last = self.actor[-1]
         assert isinstance(last, nn.Linear)
         with torch.no_grad():  # nobody leaves the plan before something was learned
-            last.bias[width] = 1.0
+            last.bias[list(more).index(0)] = 1.0
         self.register_buffer("mean", torch.zeros(counts, entries))
         self.register_buffer("deviation", torch.ones(counts, entries))
         self.register_buffer("prices", torch.zeros(counts, len(OFFSETS), dtype=torch.float64))
-        self.register_buffer("more", torch.arange(-width, width + 1).double(), persistent=False)
+        self.register_buffer("more", torch.tensor(more).double(), persistent=False)
 
     def usual(self, row: int, entries: Tensor) -> None:
         """Remember what samples show, (R, D), at the fork of the ``row``-th number of evaluations."""

@@ -115,7 +115,7 @@ class LearnedPolicy:
         return torch.sigmoid(margin) if self.info.output == "softmax" else (margin > 0).float()
 
     def habit(self, count: int) -> Tensor | None:
-        """Where it evaluates samples that show nothing unusual, (count,) times; None: it has no such habit."""
+        """Where it evaluates samples that show nothing unusual, (count,) times; None: no plan is made."""
         return None
 
     def tensors(self) -> dict[str, Tensor]:

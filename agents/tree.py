@@ -9,10 +9,16 @@ start (0) to the end (1) and half log-SNR λ likewise, the gap of λ that follow
 c being a curve that all numbers of evaluations share and d a number of each gap's own. Branches divide what
 lies beyond the fork in the same way. Behind the last evaluation a gap is left out.
 
-Shapes: B = 2w + 1 branches, fewest evaluations first.
+Other branches cost what the plan of K costs and differ in where they go on: the gap that follows the look is
+``e^s`` times the plan's, and the rest of its gaps share what that leaves.
+
+Shapes: B = 2w + 1 branches, fewest evaluations first, and one for each stretch s; branch w is the plan.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +36,14 @@ class Tree(nn.Module):
         most: The greatest.
         left: Evaluations that K leaves after the fork, as many as ``width`` at least.
         width: w, by how many a branch may depart from K.
+        stretches: s of the branches that go on sooner (below 0) or later than the plan.
     """
 
-    def __init__(self, least: int, most: int, left: int, width: int) -> None:
+    def __init__(self, least: int, most: int, left: int, width: int, stretches: Sequence[float] = ()) -> None:
         super().__init__()
         self.least, self.most, self.left, self.width = least, most, left, width
+        self.stretches = tuple(stretches)
+        self.more = [*range(-width, width + 1), *(0 for _ in self.stretches)]
         self.curve = nn.Parameter(torch.zeros(KNOTS))
         size = most - least + 1
         self.prefix = nn.Parameter(torch.zeros(size, max(most - left, 1)))
@@ -51,20 +60,26 @@ class Tree(nn.Module):
         share = at - low
         return torch.exp((1 - share) * self.curve[low] + share * self.curve[low + 1] + own)
 
-    def forward(self, count: int) -> list[Tensor]:
-        """λ of every branch's evaluations, 0 at the first; float64, differentiable."""
+    def forward(self, count: int, *, stretched: bool = True) -> list[Tensor]:
+        """λ of every branch's evaluations, 0 at the first; float64, differentiable.
+
+        ``stretched``: those of the plan's cost, too.
+        """
         j, row = self.fork(count), count - self.least
         u = (torch.arange(count) + 0.5) / count
         own = torch.cat((self.prefix[row, : j - 1], self.branch[row, self.width, : self.left + 1]))
         before = _shares(self._gaps(u, own))[: j - 1]
         start = torch.cat((before.new_zeros(1), before.cumsum(0)))
-        found = []
-        for b in range(2 * self.width + 1):
-            more = self.left + b - self.width
-            u = (j - 1 + (count - j + 1) * (torch.arange(more + 1) + 0.5) / (more + 1)) / count
-            gaps = _shares(self._gaps(u, self.branch[row, b, : more + 1])) * (1 - start[-1])
-            found.append(torch.cat((start, start[-1] + gaps.cumsum(0)[:-1])))
-        return found
+        ways = []
+        for b, more in enumerate(self.more[: 2 * self.width + 1]):
+            size = self.left + more + 1
+            u = (j - 1 + (count - j + 1) * (torch.arange(size) + 0.5) / size) / count
+            ways.append(self._gaps(u, self.branch[row, b, :size]))
+        plan = ways[self.width]
+        if stretched:
+            ways += [torch.cat((plan[:1] * math.exp(s), plan[1:])) for s in self.stretches]
+        gaps = [_shares(way) * (1 - start[-1]) for way in ways]
+        return [torch.cat((start, start[-1] + gap.cumsum(0)[:-1])) for gap in gaps]
 
     @torch.no_grad()
     def on_one_grid(self) -> tuple[Tensor, Tensor]:
@@ -75,7 +90,7 @@ class Tree(nn.Module):
         plans = [self(count) for count in range(self.least, self.most + 1)]
         steps = torch.cat([torch.tensor([0.0, 1.0]).double(), *(lam for found in plans for lam in found)])
         points = (steps / _APART).round().long().unique()
-        table = torch.full((len(plans), 2 * self.width + 1, self.most + self.width), len(points))
+        table = torch.full((len(plans), len(self.more), self.most + self.width), len(points))
         for row, branches in enumerate(plans):
             for b, lam in enumerate(branches):
                 table[row, b, : len(lam)] = torch.searchsorted(points, (lam / _APART).round().long())

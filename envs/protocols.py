@@ -6,7 +6,6 @@ Rows are slots of a batch; each row holds one sample at its own time. Shapes: R 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -153,5 +152,9 @@ class QualityScore(Protocol):
     def end(self, rows: Tensor, x0: Tensor) -> None:
         """These rows' episodes end with these images."""
 
-    def part(self, names: Sequence[str]) -> QualityScore:
-        """The same score by these of its terms alone; what episodes teach stays with the whole."""
+    @property
+    def real(self) -> Tensor:
+        """Features of real images, (N, F); none where it does not look at them."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """What it compares images (R, C, H, W) by, (R, F)."""

@@ -5,8 +5,7 @@ Shapes: R = candidates; M = images of the bank; N = real images; F = features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from copy import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from envs.errors import UserError
-from envs.registry import unknown_name
 from envs.rewards import REWARDS
 
 
@@ -146,19 +144,14 @@ class WeightedQuality:
         self.scale = 1.0 / gain
         self._images = torch.zeros(num_rows, dtype=torch.int64, device=ground.teacher.device)
 
-    def part(self, names: Sequence[str]) -> WeightedQuality:
-        """The same score by these of its terms alone; what episodes teach stays with the whole.
+    @property
+    def real(self) -> Tensor:
+        """Features of real images, (N, F); none where no term looks at them."""
+        return self.ground.real
 
-        Raises:
-            UserError: It has no such term.
-        """
-        for name in names:
-            if name not in self.terms:
-                raise unknown_name("term of this reward", name, self.terms)
-        other = copy(self)
-        other.weights = {name: self.weights[name] for name in names}
-        other.terms = {name: self.terms[name] for name in names}
-        return other
+    def features(self, images: Tensor) -> Tensor:
+        """What terms see of images (R, C, H, W): (R, F)."""
+        return self.ground.features(images)
 
     def _candidates(self, rows: Tensor, x0: Tensor, lam: Tensor | None = None) -> Candidates:
         return Candidates(self.ground, rows, self._images[rows], x0, lam)

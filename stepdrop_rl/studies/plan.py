@@ -186,10 +186,13 @@ def _episode_cost(training: TrainPolicyConfig) -> float:
         return _GRADIENT * training.env.num_decisions
     if training.algo == "pathwise":
         return _GRADIENT * _LOOK_NFE
-    if training.algo == "fork":  # every branch is drawn; with gradients while times are learned
+    if training.algo == "fork":  # branches are drawn with gradients while times are learned, then all of them
         from agents.forking import ForkLearner
 
         h = {**ForkLearner.defaults, **training.hyperparameters}
-        calls = (h["min_nfe"] + h["max_nfe"]) / 2 + 2 * h["width"] * h["left"]
-        return float(calls * (1 + (_GRADIENT - 1) * h["times_share"]))
+        plan = (h["min_nfe"] + h["max_nfe"]) / 2
+        sides, share = 2 * h["width"], float(h["times_share"])
+        times = _GRADIENT * (plan + sides * h["left"])
+        looks = plan + (sides + len(h["stretches"])) * h["left"]
+        return float(share * times + (1 - share) * looks)
     return _LOOK_NFE

@@ -138,7 +138,7 @@ class Study:
         return name in self.config.policies and name not in self.config.blind
 
     def is_fixed(self, name: str) -> bool:
-        """Whether it is a rival in claim A: all that is not learned, and the fixed schedules that policies hold."""
+        """Whether it is a rival in claim A: all that is not learned, and fixed schedules of policies."""
         owner, _, control = name.partition(", ")
         if control:
             return owner in self.config.policies and control in _FIXED

@@ -90,7 +90,8 @@ def test_a_smaller_distance_inside_the_interval_is_no_claim():
     found = study(result("ppo", 5, (4.0, 8.0), (0.05, 0.05)), result("uniform", 5, (6.0, 7.0)))
     (a,), (b,) = found.claims()
     assert a.distance.mean == pytest.approx(-0.5)
-    assert not a.holds and not b.holds
+    assert not a.holds
+    assert not b.holds
 
 
 def test_the_fixed_schedules_that_a_policy_holds_are_rivals_too():
