@@ -150,7 +150,10 @@ def _study(config: StudyConfig, shop: Workshop, todo: Sequence[Job]) -> Study:
 
     done = [job for job in todo if job.kind == "judge" and shop.done(job)]
     entries, unreachable = gather_entries(read_json(job.path(shop.root)) for job in done)
-    return Study(config, shop.judges, shop.distances, entries, unreachable)
+    own = [job for job in done if job.name in config.policies and job.control is None and job.seed == 0]
+    paths = ((job, job.path(shop.root).with_suffix(".png")) for job in own)
+    pictures = {f"{job.name} at {job.nfe:g}, {job.solver}": path for job, path in paths if path.is_file()}
+    return Study(config, shop.judges, shop.distances, entries, unreachable, pictures)
 
 
 def _log(config: StudyConfig, parent: Run, study: Study) -> None:

@@ -5,6 +5,7 @@ Shapes: M = images; N = points of a grid.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -41,6 +42,14 @@ _STYLE: Any = {
     "font.size": 10,
     "figure.dpi": 110,
 }
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file holds it; it is closed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    return buffer.getvalue()
 
 
 def colour(name: str) -> str:
@@ -241,6 +250,24 @@ def images_by_evaluations(samples: Samples, count: int = 12) -> Figure | None:
         (f"{nfe} evaluations\n{share:.0%} of images", samples.images[samples.nfe == nfe][:count])
         for nfe, share in kept
     ]
+    return _image_rows(rows, count)
+
+
+def images_by_schedule(samples: Samples, count: int = 12, most: int = 6) -> Figure | None:
+    """Images that got the same whole schedule side by side: a row for each of the ``most`` that are usual.
+
+    Rows are ordered by evaluations, and told apart by the last three times. None where all got the same.
+    """
+    schedules, which, images_of_it = samples.evaluated.unique(dim=0, return_inverse=True, return_counts=True)
+    if len(schedules) < 2:
+        return None
+    usual = images_of_it.argsort(descending=True)[:most].tolist()
+    rows = []
+    for k in sorted(usual, key=lambda k: (int(schedules[k].sum()), *samples.times[schedules[k]].tolist())):
+        times = samples.times[schedules[k]].tolist()
+        share = float(images_of_it[k]) / len(which)
+        last = ", ".join(f"{t:.0f}" for t in times[-3:])
+        rows.append((f"{len(times)}: … {last}\n{share:.0%} of images", samples.images[which == k][:count]))
     return _image_rows(rows, count)
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from stepdrop_rl.report.figures import rates_by_budget, study_curves
+from stepdrop_rl.report.figures import png, rates_by_budget, study_curves
 from stepdrop_rl.report.tables import markdown_table
 from stepdrop_rl.studies.plan import FULL
 from stepdrop_rl.studies.verdict import Claim, Entry, Estimate, Study, difference, label, ratio
@@ -28,12 +25,12 @@ _STYLE = (
 
 @dataclass(frozen=True)
 class Block:
-    """A part of the report: a heading, a paragraph, a table or a figure."""
+    """A part of the report: a heading, a paragraph, a table or a picture (its file's name and content)."""
 
     heading: str | None = None
     text: str | None = None
     table: tuple[list[str], list[list[str]]] | None = None
-    figure: tuple[str, Figure] | None = None
+    picture: tuple[str, bytes] | None = None
 
 
 def write_report(study: Study, folder: Path) -> Path:
@@ -50,13 +47,11 @@ def write_report(study: Study, folder: Path) -> Path:
         if block.table is not None:
             lines.append(markdown_table(*block.table))
             parts.append(_html_table(*block.table))
-        if block.figure is not None:
-            name, figure = block.figure
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png")
-            write_bytes(folder / name, buffer.getvalue())
+        if block.picture is not None:
+            name, content = block.picture
+            write_bytes(folder / name, content)
             lines.append(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})\n")
-            coded = base64.b64encode(buffer.getvalue()).decode()
+            coded = base64.b64encode(content).decode()
             parts.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{coded}">')
     title = f"stepdrop_rl study: {study.config.data.name}"
     write_text(folder / "report.md", f"# {title}\n\n" + "\n".join(lines))
@@ -94,7 +89,7 @@ def compose(study: Study) -> list[Block]:
     for solver in config.solvers:
         full = study.full(solver)
         blocks.append(Block(heading=f"Solver {solver}"))
-        blocks.append(Block(figure=(f"quality_{_slug(solver)}.png", study_curves(study, solver))))
+        blocks.append(Block(picture=(f"quality_{_slug(solver)}.png", png(study_curves(study, solver)))))
         for nfe in config.nfe:
             entries = study.at(solver, nfe)
             if entries:
@@ -102,7 +97,12 @@ def compose(study: Study) -> list[Block]:
                 blocks.append(Block(table=_table(study, entries, full)))
         figure = rates_by_budget(study, solver)
         if figure is not None:
-            blocks.append(Block(figure=(f"rates_{_slug(solver)}.png", figure)))
+            blocks.append(Block(picture=(f"rates_{_slug(solver)}.png", png(figure))))
+    if study.pictures:
+        text = "Images by the whole schedule that the policy of seed 0 gave them (its last three times):"
+        blocks += [Block(heading="Who gets what"), Block(text=text)]
+        for name, path in study.pictures.items():
+            blocks += [Block(text=name), Block(picture=(f"given_{path.name}", path.read_bytes()))]
     blocks += _sight(study)
     blocks += _questions(study)
     if study.unreachable:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepdrop_rl.config import StudyConfig
@@ -112,6 +113,7 @@ class Study:
         distances: Judge to the name of its Fréchet distance.
         entries: Every contender that could spend its budget.
         unreachable: "who at what with which solver: why", of the others.
+        pictures: Who at what with which solver, to a picture of what it gave to whom.
     """
 
     config: StudyConfig
@@ -119,6 +121,7 @@ class Study:
     distances: Mapping[str, str]
     entries: Sequence[Entry]
     unreachable: Sequence[str]
+    pictures: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def distance(self) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,9 +28,10 @@ from stepdrop_rl.environment import data_of, decision_grid
 from stepdrop_rl.metrics import default_judge, distance_name, gather, over_blocks
 from stepdrop_rl.models.unet import load_model
 from stepdrop_rl.policies import check_fit, check_range, given, load_policy, make_agent
+from stepdrop_rl.report.figures import images_by_schedule, png
 from stepdrop_rl.studies.plan import FULL, Job, baselines_of, needs, training_of
 from stepdrop_rl.teacher import full_trajectory
-from stepdrop_rl.weights import load_tensors, read_json, save_tensors, write_json
+from stepdrop_rl.weights import load_tensors, read_json, save_tensors, write_bytes, write_json
 
 SCHEMA = "stepdrop_rl.study_result/1"
 Result = dict[str, Any]
@@ -168,8 +170,11 @@ class Workshop:
         samples = arena.draw(contender, self.config.num_samples)
         write_json(path, head | self._measured(contender, samples))
         if job.name in self.config.policies and job.control is None:
-            tensors = {"evaluated": samples.evaluated.to(torch.uint8), "times": samples.times}
+            tensors = {"evaluated": packed(samples.evaluated), "times": samples.times}
             save_tensors(path.with_suffix(".safetensors"), tensors)
+            figure = images_by_schedule(samples) if job.seed == 0 else None
+            if figure is not None:
+                write_bytes(path.with_suffix(".png"), png(figure))
 
     def _measured(self, contender: Contender, samples: Samples) -> Result:
         judged = {}
@@ -214,7 +219,7 @@ class Workshop:
             raise UserError(judged["unreachable"])
         drawn = load_tensors(path.with_suffix(".safetensors"))
         times: Tensor = drawn["times"]
-        evaluated = drawn["evaluated"].bool()
+        evaluated = unpacked(drawn["evaluated"], len(times))
         if job.control == "habit":
             return Contender(habit(policy, whole(job.nfe)))
         control, _, group = str(job.control).partition("_")
@@ -225,3 +230,13 @@ class Workshop:
         if job.control == "mean_schedule":
             return Contender(mean_schedule(times, evaluated))
         return Contender((dealt if job.control == "dealt" else coins)(times, evaluated))
+
+
+def packed(evaluated: Tensor) -> Tensor:
+    """What was evaluated, (M, N) bool, as bits: small enough for a repository."""
+    return torch.from_numpy(np.packbits(evaluated.cpu().numpy(), axis=1))
+
+
+def unpacked(bits: Tensor, points: int) -> Tensor:
+    """(M, N) bool of :func:`packed`, N = ``points``."""
+    return torch.from_numpy(np.unpackbits(bits.numpy(), axis=1, count=points)).bool()

@@ -22,6 +22,7 @@ from stepdrop_rl.engine import Engine
 from stepdrop_rl.models.analytic import GaussianMixture
 from stepdrop_rl.search_ground import ModelGround
 from stepdrop_rl.solvers import SOLVERS
+from stepdrop_rl.studies.work import packed, unpacked
 
 A, B = [960.0, 500.5, 80.0], [900.0, 40.0]
 GRID = torch.linspace(960, 40, 12, dtype=torch.float64)
@@ -225,3 +226,9 @@ def test_a_search_finds_an_affordable_mixture_no_worse_than_its_best_part(monkey
     assert sum(weights) == pytest.approx(1)
     assert Mixture("m", schedules, weights).nfe <= 3 + 1e-9
     assert found.objective <= found.trace[0] + 1e-9
+
+
+@pytest.mark.parametrize("points", [1, 8, 13])
+def test_what_was_evaluated_is_kept_as_bits(points):
+    evaluated = torch.rand(7, points, generator=torch.Generator().manual_seed(0)) < 0.5
+    assert torch.equal(unpacked(packed(evaluated), points), evaluated)
