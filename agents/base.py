@@ -61,8 +61,11 @@ class PlanningAgent(Agent, Protocol):
     the point that it answers and 1 there.
     """
 
-    def following(self, observation: Tensor) -> Tensor:
-        """The points of the grid that samples evaluate next, (R,) int64; N where they are done."""
+    def following(self, observation: Tensor, coins: Tensor) -> Tensor:
+        """The points of the grid that samples evaluate next, (R,) int64; N where they are done.
+
+        ``coins`` (R,): uniform on [0, 1), a sample's own, the same each time that it is asked about.
+        """
 
 
 @runtime_checkable

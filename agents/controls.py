@@ -140,10 +140,10 @@ class Shuffled(LearnedPolicy):
 class ShuffledPlans(Shuffled):
     """The same of a policy that plans: each of its plans is made once, for another sample's look."""
 
-    def following(self, observation: Tensor) -> Tensor:
+    def following(self, observation: Tensor, coins: Tensor) -> Tensor:
         """The points of the grid that samples evaluate next, (R,); N where they are done."""
         assert isinstance(self._policy, PlanningAgent)
-        return self._policy.following(self._exchanged(observation))
+        return self._policy.following(self._exchanged(observation), coins)
 
 
 def shuffled(policy: LearnedPolicy, group: str | None = None) -> Shuffled:

@@ -1,39 +1,40 @@
-"""A policy that looks once: all samples share a plan up to a fork, what they show there decides how it ends.
+"""A policy that looks once: samples share a plan up to a fork, what they show there decides how it ends.
 
-The plans are :class:`agents.tree.Tree`'s, the decision :class:`agents.gate.Gate`'s. Its grid holds the times
+The plans are :class:`agents.plans.Plans`, the decision :class:`agents.gate.Gate`'s. A budget deals plans by a
+sample's coin: those of its number of evaluations, or of the two around it. The policy's grid holds the times
 of all plans, so each is evaluated exactly where it was learned, and where a sample was evaluated last tells
-which plan it follows: the policy needs no memory.
+which branch it follows: the policy needs no memory.
 
-Shapes: R samples; N points of the grid; C numbers of evaluations; B branches; L evaluations of the longest
-plan.
+Shapes: R samples; N points of the grid; C budgets; P plans; B branches; L evaluations of the longest plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from agents.actor import layers_of, under
 from agents.gate import Gate
-from agents.planning import Tariff, shown
+from agents.planning import Shown, Tariff, shown
 from agents.policy import LearnedPolicy, PolicyInfo
 from envs.observation import ENTRIES, Projection
 
 _POSITION = [entry.name for entry in ENTRIES].index("position")
-MARGIN = 0.5  # evaluations: budgets between two numbers belong to the nearer one
 
 
 class Fork(LearnedPolicy):
-    """An :class:`agents.base.Agent` that spends K evaluations on average, and gives them to whom they help.
+    """An :class:`agents.base.Agent` that spends K evaluations on average, and sees to whom they go.
 
     Args:
         info: What it was trained for; ``times`` are all plans', ``evaluations`` the fewest and the most K.
         gate: Decides at the fork.
-        plans: (C, B, L) points of the grid that each plan evaluates, in order; N where it has ended.
+        plans: (P, B, L) points of the grid that each plan evaluates, in order; N where it has ended.
+        counts: K of the budgets, rising.
+        weights: (C, P) chances of plans at each of them.
         lam: (N,) half log-SNR at its times, 0 at the first and 1 at the last.
-        left: Evaluations that K leaves after the fork.
+        left: Evaluations that a plan leaves after the fork.
         projection: As of a :class:`LearnedPolicy`.
     """
 
@@ -42,6 +43,8 @@ class Fork(LearnedPolicy):
         info: PolicyInfo,
         gate: Gate,
         plans: Tensor,
+        counts: Sequence[int],
+        weights: Tensor,
         lam: Tensor,
         left: int,
         projection: Projection | None = None,
@@ -50,81 +53,115 @@ class Fork(LearnedPolicy):
         self.gate = gate.requires_grad_(False)
         self.left = left
         least, most = info.evaluations
-        self.tariff = Tariff(least, most, (info.prices[0], info.prices[1]), MARGIN)
-        self.whole_prices = self.tariff.whole_prices()
+        self.tariff = Tariff(least, most, (info.prices[0], info.prices[1]))
+        self.counts = list(counts)
+        self.whole_prices = [self.tariff.price(count) for count in reversed(self.counts)]
         self.plans = plans.long().cpu()
+        self.weights = weights.double().cpu()
         self.lam = lam.detach().double().cpu()
+        self.home = gate.more.tolist().index(0)
+        self.sizes = (self.plans[:, self.home] < len(self.lam)).sum(1)
 
     def _follow(self, device: torch.device) -> None:
         super()._follow(device)
         if self.lam.device != device:
-            self.lam, self.plans = self.lam.to(device), self.plans.to(device)
+            for name in ("lam", "plans", "weights", "sizes"):
+                setattr(self, name, getattr(self, name).to(device))
             self.gate.to(device)
 
+    def chances(self, log_price: Tensor) -> Tensor:
+        """(R, P) of plans, for what observations show of prices (R,): linear between two budgets."""
+        budget = self.tariff.budget(log_price)
+        counts = torch.tensor(self.counts, device=budget.device, dtype=budget.dtype)
+        if len(counts) == 1:
+            return self.weights.expand(len(budget), -1)
+        high = torch.searchsorted(counts, budget.contiguous()).clamp(1, len(counts) - 1)
+        share = ((budget - counts[high - 1]) / (counts[high] - counts[high - 1])).clamp(0, 1).unsqueeze(1)
+        return (1 - share) * self.weights[high - 1] + share * self.weights[high]
+
     @torch.no_grad()
-    def following(self, observation: Tensor) -> Tensor:
+    def following(self, observation: Tensor, coins: Tensor) -> Tensor:
         """The points that samples evaluate next, (R,); N where they are done."""
         self._follow(observation.device)
         seen = shown(observation, len(self.lam))
-        budget = self.tariff.budget(seen.log_price)
-        count = self.tariff.count(seen.log_price)
-        row = count - self.tariff.least
+        cumulated = self.chances(seen.log_price).cumsum(1)
+        plan = torch.searchsorted(cumulated, coins.unsqueeze(1).contiguous(), right=True).squeeze(1)
+        return self._after(seen, plan.clamp(max=len(self.plans) - 1))[0]
+
+    def _after(self, seen: Shown, plan: Tensor) -> tuple[Tensor, Tensor]:
+        """Where samples of plans (R,) go on, (R,), and by how many points they are off these plans, (R,)."""
+        rows = torch.arange(len(plan), device=plan.device)
         anchor = (self.lam - seen.lam.double().unsqueeze(1)).abs().argmin(1)
-        last = (seen.spent - 1).clamp(0, self.plans.shape[2] - 1)
-        plans = self.plans[row]  # (R, B, L)
-        branch = (
-            (
-                plans.gather(2, last.reshape(-1, 1, 1).expand(-1, plans.shape[1], 1)).squeeze(2)
-                - anchor.unsqueeze(1)
-            )
-            .abs()
-            .argmin(1)
-        )
-        forks = seen.spent == count - self.left
+        longest = self.plans.shape[2]
+        branches = self.plans[plan]  # (R, B, L)
+        last = (seen.spent - 1).clamp(0, longest - 1)
+        astray = (branches[rows, :, last] - anchor.unsqueeze(1)).abs()
+        off, branch = astray.min(1)
+        forks = seen.spent == self.sizes[plan] - self.left
         if bool(forks.any()):
-            worth = self.gate(row[forks], seen.entries[forks])
-            price = self.gate.price_of(row[forks], (budget - count)[forks])
-            branch[forks] = self.gate.branches(worth, price)
-        following = seen.spent.clamp(max=self.plans.shape[2] - 1)
-        found = plans[torch.arange(len(plans), device=plans.device), branch, following]
-        return torch.where(seen.spent >= self.plans.shape[2], len(self.lam), found)
+            worth = self.gate(plan[forks], seen.entries[forks])
+            branch[forks] = self.gate.branches(worth, self.gate.prices[plan[forks]])
+        found = branches[rows, branch, seen.spent.clamp(max=longest - 1)]
+        return torch.where(seen.spent >= longest, len(self.lam), found), off
 
+    @torch.no_grad()
     def probabilities(self, observation: Tensor) -> Tensor:
-        """P(evaluate), (R,): 1 or 0."""
+        """P(evaluate), (R,): of the plans that a sample may be on, the share that stop here."""
+        self._follow(observation.device)
+        seen = shown(observation, len(self.lam))
         here = (observation[:, _POSITION] * (len(self.lam) - 1)).round().long()
-        return (here >= self.following(observation)).to(observation.dtype)
+        ways = [self._after(seen, torch.full_like(here, plan)) for plan in range(len(self.plans))]
+        following, off = (torch.stack(parts, 1) for parts in zip(*ways, strict=True))
+        chances = self.chances(seen.log_price)
+        off = off.masked_fill(chances == 0, len(self.lam) + 1)
+        chances = chances * (off == off.min(1, keepdim=True).values)
+        ahead = chances * (following > here.unsqueeze(1))
+        stop = chances * (following == here.unsqueeze(1))
+        both = (ahead + stop).sum(1)
+        # Where all of them would have stopped before, it is time.
+        return torch.where(both > 0, stop.sum(1) / both.clamp(min=1e-12), 1.0).to(observation.dtype)
 
-    def habit(self, count: int) -> Tensor:
-        """The plan that is left to none but by a look, (count,) times."""
-        home = self.gate.more.tolist().index(0)
+    def price_at(self, nfe: float) -> float | None:
+        """What its tariff says, within its range."""
+        return self.tariff.price(nfe) if self.counts[0] <= nfe <= self.counts[-1] else None
+
+    def habit(self, count: int) -> Tensor | None:
+        """The plan of ``count`` evaluations, where there is one for all, (count,) times."""
         assert self.times is not None
-        return self.times[self.plans[count - self.tariff.least, home, :count].cpu()]
+        used = self.weights[self.counts.index(count)] if count in self.counts else self.weights[:0]
+        if int((used > 0).sum()) != 1:
+            return None
+        return self.times[self.plans[used.argmax(), self.home, :count].cpu()]
 
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by name, as they are stored, its plans and its grid."""
         named = {name: value for name, value in super().tensors().items() if not name.startswith("layers.")}
         named |= {f"gate.{name}": value for name, value in self.gate.state_dict().items()}
-        return named | {"plans": self.plans, "lam": self.lam, "left": torch.tensor(self.left)}
+        named |= {"plans": self.plans, "counts": torch.tensor(self.counts), "weights": self.weights}
+        more = self.gate.more.long()
+        return named | {"lam": self.lam, "left": torch.tensor(self.left), "more": more}
 
 
 def build_fork(info: PolicyInfo, tensors: Mapping[str, Tensor], projection: Projection | None) -> Fork:
     """Make one from :meth:`Fork.tensors`; KeyError or ValueError where they do not fit."""
-    least, most = info.evaluations
-    plans, left = tensors["plans"], int(tensors["left"])
-    counts, points = most - least + 1, len(info.times)
-    if not 1 <= least <= most or not 0 <= left < least or tensors["lam"].shape != (points,):
+    plans, weights, left = tensors["plans"], tensors["weights"], int(tensors["left"])
+    counts, points = tensors["counts"].tolist(), len(info.times)
+    if tensors["lam"].shape != (points,) or not counts or [counts[0], counts[-1]] != info.evaluations:
         raise ValueError("its range of evaluations or its grid")
-    if plans.ndim != 3 or len(plans) != counts or not _descend(plans, points):
+    if plans.ndim != 3 or not _descend(plans, points) or counts != sorted(set(counts)):
         raise ValueError("its plans")
-    more = (plans < points).sum(2) - torch.arange(least, most + 1).unsqueeze(1)
-    if not bool((more == more[0]).all() and (more == 0).any()):
+    sizes = (plans < points).sum(2)
+    if weights.shape != (len(counts), len(plans)) or not bool((weights >= 0).all() and weights.sum(1).all()):
+        raise ValueError("its plans' chances")
+    gate = Gate(len(plans), len(ENTRIES) + info.num_features, tensors["more"].tolist())
+    home = gate.more.tolist().index(0)
+    if not bool((sizes - sizes[:, home : home + 1] == gate.more).all() and (sizes[:, home] > left).all()):
         raise ValueError("its plans")
-    gate = Gate(counts, len(ENTRIES) + info.num_features, more[0].tolist())
     try:
         gate.load_state_dict(under(dict(tensors), "gate."))
     except RuntimeError:
         raise ValueError("its network") from None
-    return Fork(info, gate, plans, tensors["lam"], left, projection)
+    return Fork(info, gate, plans, counts, weights, tensors["lam"], left, projection)
 
 
 def _descend(plans: Tensor, points: int) -> bool:

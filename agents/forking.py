@@ -1,25 +1,26 @@
 """Learning where to evaluate and, after one look, how to go on: all branches are tried, none is drawn.
 
-First times are learned: a batch of images is drawn along the branches of a :class:`agents.tree.Tree` that
+Plans are learned first: a batch of images is drawn along the branches of a :class:`agents.tree.Tree` that
 differ in cost, and gradients of Φ through the sampler move them (as :mod:`agents.pathwise` does, but samples
-share them). Then the gate is: what images showed at the fork and what all branches made of them are kept, and
-it climbs −E(π), the energy distance of all that is drawn (:mod:`agents.population`), while samples spend K
-evaluations on average. Its gradient is a policy gradient over all actions (Sutton et al. 2000; Ciosek and
-Whiteson 2018): no coin adds noise, and the price of an evaluation is solved for in every step. A gate that
-finds nothing leaves everyone to the plan of K, a fixed schedule. Φ itself would mislead it where it holds
-nearness to the teacher: each evaluation brings an image nearer to its teacher, and few bring what is drawn
-nearer to what is real.
+share them). Or they are given, by files of searched schedules or mixtures (``plans``), whose members keep
+their chances. Then the gate is learned: what images showed at the fork and what all branches made of them are
+kept, and it climbs −E(π), the energy distance of all that is drawn (:mod:`agents.population`), while samples
+spend what their plan spends on average. Its gradient is a policy gradient over all actions (Sutton et al.
+2000; Ciosek and Whiteson 2018): no coin adds noise, and the price of an evaluation is solved for in every
+step. A gate that finds nothing leaves everyone to the plan. Φ itself would mislead it where it holds nearness
+to the teacher: each evaluation brings an image nearer to its teacher, and few bring what is drawn nearer to
+what is real.
 
-An image costs K network calls and those of the other branches; while times are learned, four times as many.
-Images × (N − 1) are counted as decisions, as for all learners.
+An image costs its plan's network calls and those of the other branches; while times are learned, four times
+as many. Images × (N − 1) are counted as decisions, as for all learners.
 
-Shapes: R rows; B branches; D observation entries; F features of the reward; M looks kept of one number of
-evaluations.
+Shapes: R rows of the batch; P plans; B branches; D observation entries; F features of the reward; M looks
+kept of one plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
@@ -28,9 +29,11 @@ import torch
 from torch import Tensor, nn
 
 from agents.actor import under
-from agents.fork import MARGIN, Fork
+from agents.endings import first_times, read_endings
+from agents.fork import Fork
 from agents.gate import Gate
 from agents.planning import Tariff, shown
+from agents.plans import Plans
 from agents.policy import LearnedPolicy, PolicyInfo
 from agents.population import Population
 from agents.through import ThroughSampler
@@ -38,6 +41,9 @@ from agents.tree import Tree
 from envs.errors import UserError
 from envs.observation import Projection, observe_from
 from envs.protocols import TimedTrajectories
+
+_SLACK = 0.01  # of a plan's evaluations, kept back: on fresh noise it spends no more than it is told
+_SAME_TIME = 0.5  # by how much a given plan's first time may differ from the grid's
 
 
 class Drawn(NamedTuple):
@@ -63,7 +69,8 @@ class Looks(NamedTuple):
 class ForkLearner(ThroughSampler):
     """Learns plans of ``min_nfe`` to ``max_nfe`` evaluations that fork when ``left`` of them are to come.
 
-    The batch's process must be differentiable.
+    The batch's process must be differentiable. ``plans`` names files of schedules or mixtures, one for each
+    budget, that take the place of learned ones: their branches have the same cost.
     """
 
     algo = "fork"
@@ -76,6 +83,7 @@ class ForkLearner(ThroughSampler):
         "batch_size": 64,
         "min_nfe": 4,
         "max_nfe": 15,
+        "plans": (),
         "left": 2,
         "width": 1,
         "stretches": (-0.5, 0.5),
@@ -93,7 +101,7 @@ class ForkLearner(ThroughSampler):
         least, most, left, width = (int(h[name]) for name in ("min_nfe", "max_nfe", "left", "width"))
         if not 1 <= least <= most:
             raise UserError(f"need 1 <= min_nfe <= max_nfe, not {least} and {most}")
-        if not 1 <= width <= left < least:
+        if not (1 <= width <= left < least or h["plans"]):
             raise UserError(
                 f"need 1 <= width <= left < min_nfe ({least}), not {width} and {left}: a branch cannot spend "
                 "less than was spent at the fork"
@@ -115,18 +123,33 @@ class ForkLearner(ThroughSampler):
         super()._check()
 
     def _make_networks(self, inputs: int) -> dict[str, nn.Module]:
-        """Times that are even, and a gate that leaves everyone to the plan."""
-        h = self.hyperparameters
-        least, most, left, width = (int(h[name]) for name in ("min_nfe", "max_nfe", "left", "width"))
-        self.tariff = Tariff(least, most, self.core.prices, MARGIN)
-        self.tree = Tree(least, most, left, width, [float(s) for s in h["stretches"]])
-        ways = len(self.tree.more)
-        self.gate = Gate(most - least + 1, inputs, self.tree.more)
+        """Times that are even, or given, and a gate that leaves everyone to the plan."""
+        self.plans = self._make_plans()
+        counts = self.plans.counts
+        self.tariff = Tariff(counts[0], counts[-1], self.core.prices)
+        ways = len(self.plans.more)
+        self.gate = Gate(len(self.plans.sizes), inputs, self.plans.more)
         results = torch.zeros(0, ways, self.core.quality.real.shape[1], dtype=torch.float16)
         nothing = Looks(torch.zeros(0, inputs), results, torch.zeros(0, ways))
-        self.looks = [nothing] * (most - least + 1)
-        self._counts: list[int] = []
-        return {"gate": self.gate, "tree": self.tree}
+        self.looks = [nothing] * len(self.plans.sizes)
+        self._next_plans: list[int] = []
+        self._order = torch.randperm(self.core.num_images, generator=self.generator)
+        return {"gate": self.gate, "tree": self.plans}
+
+    def _make_plans(self) -> Plans:
+        h = self.hyperparameters
+        left, stretches = int(h["left"]), [float(s) for s in h["stretches"]]
+        if not h["plans"]:
+            return Tree(int(h["min_nfe"]), int(h["max_nfe"]), left, int(h["width"]), stretches)
+        grid, process = self.core.walk.grid, self.core.walk.process
+        if any(abs(first - float(grid.times[0])) > _SAME_TIME for first in first_times(h["plans"])):
+            raise UserError(f"plans begin elsewhere than the grid does, at {float(grid.times[0]):g}")
+
+        def lam_of(times: Tensor) -> Tensor:
+            lam = process.lam(times.to(grid.times))
+            return ((lam - grid.lam[0]) / (grid.lam[-1] - grid.lam[0])).clamp(0, 1).cpu()
+
+        return read_endings(h["plans"], lam_of, left, stretches)
 
     @property
     def actor_network(self) -> nn.Sequential:
@@ -137,38 +160,38 @@ class ForkLearner(ThroughSampler):
         h = self.hyperparameters
         return [
             (list(self.gate.parameters()), float(h["learning_rate"])),
-            (list(self.tree.parameters()), float(h["times_rate"])),
+            (list(self.plans.parameters()), float(h["times_rate"])),
         ]
 
     def _round(self, left: float) -> dict[str, float]:
         """One episode of every row: for the times first, then for the gate."""
         share, gone = float(self.hyperparameters["times_share"]), 1 - left
-        if gone < share:
+        if gone < share and isinstance(self.plans, Tree):
             # The times' rate falls over their own part of the run.
             rate, final = float(self.hyperparameters["times_rate"]), float(self.hyperparameters["final_rate"])
             self.optimizer.param_groups[1]["lr"] = rate * (1 - (1 - final) * gone / share)
-            told = self._learn_times()
+            told = self._learn_times(self.plans)
         else:
             told = self._learn_gate()
         self.num_decisions += len(self.core.rows) * (len(self.core.walk.grid) - 1)
         return told
 
-    def _learn_times(self) -> dict[str, float]:
+    def _learn_times(self, tree: Tree) -> dict[str, float]:
         """A step of the optimiser for every ``batch_size`` rows."""
         core, h = self.core, self.hyperparameters
-        sides = 2 * self.tree.width
+        sides = 2 * tree.width
         weights = torch.full((sides + 1,), float(h["side_weight"]) / sides, dtype=torch.float64)
-        weights[self.tree.width] = 1 - float(h["side_weight"])
+        weights[tree.home] = 1 - float(h["side_weight"])
         told = []
         for rows in core.rows.split(int(h["batch_size"])):
-            count = self._next_count()
+            plan = self._next_plan()
             images = torch.randint(0, core.num_images, (len(rows),), generator=self.generator).to(rows.device)
-            core.quality.begin(rows, images, self._prices(images, count))
-            drawn = self._draw(images, count, stretched=False)
+            core.quality.begin(rows, images, self._prices(images, plan))
+            drawn = self._draw(images, plan, stretched=False)
             values = torch.stack([core.quality.score(rows, x0).double() for x0 in drawn.results], 1)
             quality = values.mean(0) @ weights.to(values.device)
             self._need_slope(quality)
-            norm = self._descend(-quality, list(self.tree.parameters()))
+            norm = self._descend(-quality, list(tree.parameters()))
             taken = torch.multinomial(weights, len(rows), replacement=True, generator=self.generator)
             self._end(rows, drawn, taken)
             told.append([float(quality.detach()), norm])
@@ -176,39 +199,46 @@ class ForkLearner(ThroughSampler):
         return {"rollout/ep_quality_mean": quality_mean, "train/gradient_norm": norm_mean}
 
     def _learn_gate(self) -> dict[str, float]:
-        """All branches of every row, for one number of evaluations; then steps on all looks so far."""
-        core, count = self.core, self._next_count()
-        row = count - self.tree.least
-        # Every noise in turn: an image that was seen already teaches nothing new.
-        images = (torch.arange(len(core.rows)) + len(self.looks[row].entries)) % core.num_images
+        """All branches of every row, for one plan; then steps on all looks so far."""
+        core, plan = self.core, self._next_plan()
+        # Every noise in turn, the same ones at all plans: one that was seen already teaches nothing new.
+        turn = (torch.arange(len(core.rows)) + len(self.looks[plan].entries)) % core.num_images
+        images = self._order[turn]
         with torch.no_grad():
-            drawn = self._draw(images.to(core.rows.device), count, stretched=True)
+            drawn = self._draw(images.to(core.rows.device), plan, stretched=True)
             features = torch.stack([core.quality.features(x0) for x0 in drawn.results], 1)
             to_real = torch.stack([torch.cdist(f, core.quality.real).mean(1) for f in features.unbind(1)], 1)
             new = Looks(drawn.entries, features.half().cpu(), to_real.cpu())
-            self.looks[row] = self.looks[row].and_more(new)
-            self.gate.usual(row, self.looks[row].entries)
-        known = [row for row, looks in enumerate(self.looks) if len(looks.entries)]
+            self.looks[plan] = self.looks[plan].and_more(new)
+            self.gate.usual(plan, self.looks[plan].entries)
+        looked = torch.tensor([len(looks.entries) > 0 for looks in self.looks])
+        known = [c for c, chances in enumerate(self.plans.weights) if bool(looked[chances > 0].all())]
         told = []
-        for _ in range(int(self.hyperparameters["updates"])):
+        for _ in range(int(self.hyperparameters["updates"]) if known else 0):
             told.append(self._update(known[int(torch.randint(len(known), (1,), generator=self.generator))]))
         if not told:
             return {}
         gain, left_plan = torch.tensor(told).mean(0).tolist()
         return {"gate/gain": gain, "gate/leaves_plan": left_plan}
 
-    def _update(self, row: int) -> tuple[float, float]:
-        """One step down E(π) at equal cost; by how much E is below the plan's, and who leaves the plan."""
-        looks = self.looks[row]
-        size = min(int(self.hyperparameters["update_size"]), len(looks.entries))
-        chosen = torch.randperm(len(looks.entries), generator=self.generator)[:size]
-        worth = self.gate(torch.full((size,), row), looks.entries[chosen])
+    def _update(self, budget: int) -> tuple[float, float]:
+        """One step down E(π) at equal cost; by how much E is below the plans', and who leaves them.
+
+        ``budget``: which one; its plans are dealt to as many noises as a step looks at.
+        """
+        chances = self.plans.weights[budget]
+        least = min(len(self.looks[plan].entries) for plan in chances.nonzero().flatten().tolist())
+        size = min(int(self.hyperparameters["update_size"]), least)
+        chosen = torch.randperm(least, generator=self.generator)[:size]
+        plan = torch.multinomial(chances, size, replacement=True, generator=self.generator)
+        looks = Looks(*(torch.stack(parts) for parts in zip(*self._dealt(plan, chosen), strict=True)))
+        worth = self.gate(plan, looks.entries)
         with torch.no_grad():
-            population = Population(looks.results[chosen].float(), looks.to_real[chosen])
-            chances = self.gate.chances(worth, self.gate.price(worth, 0.0, chance=True))
-            plan = torch.zeros_like(chances)
-            plan[:, self.tree.width] = 1
-            gain = population.witness(chances)
+            population = Population(looks.results.float(), looks.to_real)
+            taken = self.gate.chances(worth, self.gate.price(worth, chance=True))
+            alike = torch.zeros_like(taken)
+            alike[:, self.plans.home] = 1
+            gain = population.witness(taken)
             gain = gain - gain.mean(1, keepdim=True)
             gain = gain / gain.std().clamp(min=1e-9)
         self._descend(-self.gate.climb(worth, gain), list(self.gate.parameters()))
@@ -216,46 +246,50 @@ class ForkLearner(ThroughSampler):
         with torch.no_grad():  # decoupled weight decay (Loshchilov and Hutter 2019)
             for parameter in self.gate.parameters():
                 parameter.mul_(shrink)
-        saved = population.energy(plan) - population.energy(chances)
-        return saved, float(1 - chances[:, self.tree.width].mean())
+        saved = population.energy(alike) - population.energy(taken)
+        return saved, float(1 - taken[:, self.plans.home].mean())
 
-    def _next_count(self) -> int:
-        """Every number of evaluations in turn, in an order that changes."""
-        if not self._counts:
-            size = self.tree.most - self.tree.least + 1
-            self._counts = torch.randperm(size, generator=self.generator).tolist()
-        return self.tree.least + self._counts.pop()
+    def _dealt(self, plans: Tensor, chosen: Tensor) -> Iterator[Looks]:
+        """The looks of the ``chosen`` noises, each at its plan."""
+        for plan, look in zip(plans.tolist(), chosen.tolist(), strict=True):
+            yield Looks(*(part[look] for part in self.looks[plan]))
 
-    def _times(self, count: int, *, stretched: bool = True) -> list[Tensor]:
+    def _next_plan(self) -> int:
+        """Every plan in turn, in an order that changes."""
+        if not self._next_plans:
+            self._next_plans = torch.randperm(len(self.plans.sizes), generator=self.generator).tolist()
+        return self._next_plans.pop()
+
+    def _times(self, plan: int, *, stretched: bool = True) -> list[Tensor]:
         """Times of every branch's evaluations; differentiable."""
         grid = self.core.walk.grid
         span = grid.lam[-1] - grid.lam[0]
-        lams = (lam.to(grid.lam) for lam in self.tree(count, stretched=stretched))
+        lams = (lam.to(grid.lam) for lam in self.plans.lams(plan, stretched=stretched))
         return [
             torch.cat((grid.times[:1], self.process.time_of(grid.lam[0] + span * lam[1:]))) for lam in lams
         ]
 
-    def _prices(self, images: Tensor, count: int) -> Tensor:
-        """What pays for ``count`` evaluations, (R,)."""
-        return torch.full_like(images, self.tariff.price(count), dtype=torch.float64)
+    def _prices(self, images: Tensor, plan: int) -> Tensor:
+        """What pays for the plan's evaluations, (R,)."""
+        return torch.full_like(images, self.tariff.price(self.plans.sizes[plan]), dtype=torch.float64)
 
-    def _draw(self, images: Tensor, count: int, *, stretched: bool) -> Drawn:
-        """Draw ``images`` (R,) along every branch of ``count`` evaluations, or those of other cost alone."""
+    def _draw(self, images: Tensor, plan: int, *, stretched: bool) -> Drawn:
+        """Draw ``images`` (R,) along every branch of a plan, or those of other cost alone."""
         grid = self.core.walk.grid
-        plans, fork = self._times(count, stretched=stretched), self.tree.fork(count)
-        first = plans[0][:1].expand(len(images))
+        ways, fork = self._times(plan, stretched=stretched), self.plans.fork(plan)
+        first = ways[0][:1].expand(len(images))
         trunk = self.process.timed(images, first, recompute=bool(self.hyperparameters["recompute"]))
-        _follow(trunk, plans[0][1:fork])
+        _follow(trunk, ways[0][1:fork])
         with torch.no_grad():
             # At any point: what a look shows stays the same up to the next one.
             index = torch.full_like(images, len(grid) - 1)
-            prices = self._prices(images, count)
+            prices = self._prices(images, plan)
             seen = observe_from(grid, index, trunk.lam_anchor, trunk.nfe, prices, trunk.evidence())
             entries = shown(seen.cpu(), len(grid)).entries
         results = []
-        for plan in plans:
+        for way in ways:
             branch = trunk.branch()
-            _follow(branch, plan[fork:])
+            _follow(branch, way[fork:])
             results.append(branch.x0())
         return Drawn(entries, results)
 
@@ -271,20 +305,20 @@ class ForkLearner(ThroughSampler):
 
     def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
         """What has been learned so far."""
-        grid, tree = self.core.walk.grid, self.tree
-        lam, plans = tree.on_one_grid()
+        grid, plans = self.core.walk.grid, self.plans
+        lam, table = plans.on_one_grid()
         inner = self.process.time_of((grid.lam[0] + (grid.lam[-1] - grid.lam[0]) * lam.to(grid.lam))[1:-1])
         times = [float(grid.times[0]), *inner.tolist(), float(grid.times[-1])]
         gate = deepcopy(self.gate)
-        for row, looks in enumerate(self.looks):
+        for plan, looks in enumerate(self.looks):
             if len(looks.entries):
-                gate.settle(row, looks.entries)
-        info = replace(info, times=times, evaluations=[tree.least, tree.most])
-        return Fork(info, gate, plans, lam, tree.left, projection)
+                gate.settle(plan, looks.entries, _SLACK * plans.sizes[plan])
+        info = replace(info, times=times, evaluations=[plans.counts[0], plans.counts[-1]])
+        return Fork(info, gate, table, plans.counts, plans.weights, lam, plans.left, projection)
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs, looks included."""
-        kept = super().state() | {"counts": torch.tensor(self._counts, dtype=torch.int64)}
+        kept = super().state() | {"next": torch.tensor(self._next_plans, dtype=torch.int64)}
         for row, looks in enumerate(self.looks):
             kept |= {f"looks.{row}.{name}": part for name, part in looks._asdict().items()}
         return kept
@@ -292,7 +326,7 @@ class ForkLearner(ThroughSampler):
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`."""
         super().load_state(tensors)
-        self._counts = tensors["counts"].tolist()
+        self._next_plans = tensors["next"].tolist()
         self.looks = [Looks(**under(tensors, f"looks.{row}.")) for row in range(len(self.looks))]
 
 

@@ -51,7 +51,7 @@ class Tariff:
         span = self.most - self.least + 2 * self.margin
         return (count - self.least + self.margin) / (span or 1.0)
 
-    def price(self, count: int) -> float:
+    def price(self, count: float) -> float:
         """The price in the middle of those that pay for ``count`` evaluations."""
         low, high = (math.log(max(price, LOWEST_PRICE)) for price in self.prices)
         return math.exp(high + float(self.share(torch.tensor(count))) * (low - high))

@@ -114,6 +114,10 @@ class LearnedPolicy:
         margin = logits[:, 1] - logits[:, 0]
         return torch.sigmoid(margin) if self.info.output == "softmax" else (margin > 0).float()
 
+    def price_at(self, nfe: float) -> float | None:
+        """The price at which it spends ``nfe`` evaluations at most; None: that must be found out."""
+        return None
+
     def habit(self, count: int) -> Tensor | None:
         """Where it evaluates samples that show nothing unusual, (count,) times; None: no plan is made."""
         return None

@@ -74,12 +74,13 @@ class Stepper(LearnedPolicy):
     def probabilities(self, observation: Tensor) -> Tensor:
         """P(evaluate), (R,): 1 or 0."""
         here = (observation[:, _POSITION] * (len(self.lam) - 1)).round().long()
-        return (here >= self.following(observation)).to(observation.dtype)
+        return (here >= self._points(self.plan(observation))).to(observation.dtype)
 
-    def following(self, observation: Tensor) -> Tensor:
+    def following(self, observation: Tensor, coins: Tensor) -> Tensor:
         """The points that samples evaluate next, (R,); N where they are done.
 
-        The first point that is as near to the plan as the next one, or the last that leaves enough points.
+        The first point that is as near to the plan as the next one, or the last that leaves enough points;
+        nothing is left to the ``coins``.
         """
         return self._points(self.plan(observation))
 

@@ -1,15 +1,13 @@
-"""Times of evaluations that fork: the same for all samples up to a look, then one of several ways to go on.
+"""Plans that are learned: one for each number of evaluations, with branches that get fewer or more of them.
 
-Of K evaluations, all samples share the first j = K − ``left``. What the j-th one shows decides whether a
-sample gets K − w, …, K or K + w of them: a branch each, which spaces what is left anew. With u = k/K from the
-start (0) to the end (1) and half log-SNR λ likewise, the gap of λ that follows the k-th evaluation is
+With u = k/K from the start (0) to the end (1) and half log-SNR λ likewise, the gap of λ that follows the k-th
+of K evaluations is
 
     ∝ exp(c((k + ½)/K) + d),
 
-c being a curve that all numbers of evaluations share and d a number of each gap's own. Branches divide what
-lies beyond the fork in the same way. Behind the last evaluation a gap is left out.
-
-Other branches cost what the plan of K costs and differ in where they go on: the gap that follows the look is
+c being a curve that all numbers of evaluations share and d a number of each gap's own. Branches of K − w, …,
+K + w evaluations divide what lies beyond the fork in the same way. Behind the last evaluation a gap is left
+out. Other branches cost what the plan costs and differ in where they go on: the gap that follows the look is
 ``e^s`` times the plan's, and the rest of its gaps share what that leaves.
 
 Shapes: B = 2w + 1 branches, fewest evaluations first, and one for each stretch s; branch w is the plan.
@@ -23,12 +21,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from agents.plans import Plans, shares
+
 KNOTS = 9  # of the curve, even in u
-_CLOSEST = 1e-3  # share of the whole that a gap is at least: no jump so short that rates along it are noise
-_APART = 1e-6  # of the whole: points nearer than that are one
 
 
-class Tree(nn.Module):
+class Tree(Plans):
     """Where evaluations lie, for ``least`` to ``most`` of them; even in λ until something is learned.
 
     Args:
@@ -40,18 +38,13 @@ class Tree(nn.Module):
     """
 
     def __init__(self, least: int, most: int, left: int, width: int, stretches: Sequence[float] = ()) -> None:
-        super().__init__()
-        self.least, self.most, self.left, self.width = least, most, left, width
-        self.stretches = tuple(stretches)
-        self.more = [*range(-width, width + 1), *(0 for _ in self.stretches)]
+        counts = list(range(least, most + 1))
+        more = [*range(-width, width + 1), *(0 for _ in stretches)]
+        super().__init__(counts, counts, torch.eye(len(counts)).double(), more, left)
+        self.width, self.stretches = width, tuple(stretches)
         self.curve = nn.Parameter(torch.zeros(KNOTS))
-        size = most - least + 1
-        self.prefix = nn.Parameter(torch.zeros(size, max(most - left, 1)))
-        self.branch = nn.Parameter(torch.zeros(size, 2 * width + 1, left + width + 1))
-
-    def fork(self, count: int) -> int:
-        """j: after how many of ``count`` evaluations samples are told apart."""
-        return count - self.left
+        self.prefix = nn.Parameter(torch.zeros(len(counts), max(most - left, 1)))
+        self.branch = nn.Parameter(torch.zeros(len(counts), 2 * width + 1, left + width + 1))
 
     def _gaps(self, u: Tensor, own: Tensor) -> Tensor:
         """exp(c(u) + d)."""
@@ -60,15 +53,12 @@ class Tree(nn.Module):
         share = at - low
         return torch.exp((1 - share) * self.curve[low] + share * self.curve[low + 1] + own)
 
-    def forward(self, count: int, *, stretched: bool = True) -> list[Tensor]:
-        """λ of every branch's evaluations, 0 at the first; float64, differentiable.
-
-        ``stretched``: those of the plan's cost, too.
-        """
-        j, row = self.fork(count), count - self.least
+    def lams(self, row: int, *, stretched: bool = True) -> list[Tensor]:
+        """λ of every branch's evaluations."""
+        count, j = self.counts[row], self.fork(row)
         u = (torch.arange(count) + 0.5) / count
         own = torch.cat((self.prefix[row, : j - 1], self.branch[row, self.width, : self.left + 1]))
-        before = _shares(self._gaps(u, own))[: j - 1]
+        before = shares(self._gaps(u, own))[: j - 1]
         start = torch.cat((before.new_zeros(1), before.cumsum(0)))
         ways = []
         for b, more in enumerate(self.more[: 2 * self.width + 1]):
@@ -78,27 +68,5 @@ class Tree(nn.Module):
         plan = ways[self.width]
         if stretched:
             ways += [torch.cat((plan[:1] * math.exp(s), plan[1:])) for s in self.stretches]
-        gaps = [_shares(way) * (1 - start[-1]) for way in ways]
+        gaps = [shares(way) * (1 - start[-1]) for way in ways]
         return [torch.cat((start, start[-1] + gap.cumsum(0)[:-1])) for gap in gaps]
-
-    @torch.no_grad()
-    def on_one_grid(self) -> tuple[Tensor, Tensor]:
-        """All plans on one grid from λ = 0 to 1: its points, (N,), and each plan's on it, (C, B, L).
-
-        C are the numbers of evaluations, L those of the longest plan; N where a plan has ended.
-        """
-        plans = [self(count) for count in range(self.least, self.most + 1)]
-        steps = torch.cat([torch.tensor([0.0, 1.0]).double(), *(lam for found in plans for lam in found)])
-        points = (steps / _APART).round().long().unique()
-        table = torch.full((len(plans), len(self.more), self.most + self.width), len(points))
-        for row, branches in enumerate(plans):
-            for b, lam in enumerate(branches):
-                table[row, b, : len(lam)] = torch.searchsorted(points, (lam / _APART).round().long())
-        return points.double() * _APART, table
-
-
-def _shares(gaps: Tensor) -> Tensor:
-    """Shares of the whole, none of them next to nothing."""
-    gaps = gaps.double()
-    shares = gaps / gaps.sum()
-    return shares * (1 - _CLOSEST * len(gaps)) + _CLOSEST

@@ -57,13 +57,17 @@ def price_for(
 
     The search starts from the policy's own table and goes on by false position in log price. ``engine``
     draws validation noise. :class:`UserError` for targets that no price of its training attains; the message
-    tells the range. A policy that was held to a target has one price and that target alone.
+    tells the range. A policy that was held to a target has one price and that target alone; one that plans
+    knows its prices, and only what it spends is measured.
     """
 
     def spend(log_price: float) -> Spending:
         price = math.exp(log_price)
         return spending(price, engine.sample(policy, num_images, price=price))
 
+    known = policy.price_at(target_nfe)
+    if known is not None:
+        return spend(math.log(known))
     if policy.info.target_nfe is not None:
         return _held(policy, target_nfe, spend(math.log(policy.info.prices[0])))
     low, high = (math.log(price) for price in policy.info.prices)

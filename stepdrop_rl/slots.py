@@ -59,6 +59,7 @@ class Slots:
         self.point = torch.zeros_like(self.all)  # evaluated next; once evaluated, last
         self.evaluated = torch.zeros(num_slots, len(times), dtype=torch.bool, device=device)
         self.coins = torch.zeros(num_slots, len(times), dtype=torch.float64, device=device)
+        self.coin = torch.zeros(num_slots, dtype=torch.float64, device=device)  # of those who plan
         self.price = torch.full((num_slots,), price, dtype=torch.float64, device=device)
         # Asking which rows are decided makes a GPU wait: there, all points are looked at together.
         self.stretch = STRETCH if device.type == "cpu" else len(times)
@@ -78,14 +79,16 @@ class Slots:
         self.evaluated[rows] = False
         times = self.grid.times
         self.point[rows] = 0
+        if self.plan is not None or self.planning is not None:
+            self.coin[rows] = self._coins(ids, times[:1].expand(len(ids)))
         if self.plan is not None:
             assert isinstance(self.agent, Planned)
-            self.plan[rows] = self.agent.plan(ids, self._coins(ids, times[:1].expand(len(ids))))
+            self.plan[rows] = self.agent.plan(ids, self.coin[rows])
             self.point[rows] = self.plan[rows].to(torch.uint8).argmax(1)
         self.process.start(rows, ids, times[self.point[rows]])
         if self.recurrent is not None:
             self.state[rows] = self._new_state
-        if not (self.mode or self.plan is not None):
+        if not (self.mode or self.plan is not None or self.planning is not None):
             flat = self._coins(ids.repeat_interleave(len(times)), times.repeat(len(ids)))
             self.coins[rows] = flat.reshape(len(ids), len(times))
 
@@ -110,7 +113,7 @@ class Slots:
         anchor = self.point[rows]
         if self.planning is not None:
             beyond = (anchor + 1).clamp(max=size - 1).unsqueeze(1)
-            planned = self.planning.following(self._observation(rows, anchor, beyond))
+            planned = self.planning.following(self._observation(rows, anchor, beyond), self.coin[rows])
             return self._moved(rows, torch.maximum(planned, anchor + 1))
         following = torch.full_like(anchor, size)
         undecided = torch.arange(len(rows), device=rows.device)

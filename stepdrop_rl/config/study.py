@@ -20,7 +20,8 @@ class StudyConfig(CommonConfig):
         model: Name of a shipped model, or the folder of one (default: the data set's).
         solvers: With each of which all of it is done.
         nfe: Mean evaluations per image.
-        policies: Name to {algo, seeds: how many, nfe: budgets if not all, train: options of train_policy}.
+        policies: Name to {algo, seeds: how many, nfe: budgets if not all, plans: the search whose results
+            'fork' begins with, if any, train: options of train_policy}.
         searches: Methods of search, at whole budgets.
         baselines: Agents of a budget; a * after the name: with the last time that suits it best. A file or
             a list of times is judged at the budget that is its count, with its solver.
@@ -80,8 +81,14 @@ class StudyConfig(CommonConfig):
         for name in self.controls:
             require(name in CONTROLS, f"unknown control '{name}'; known are {', '.join(CONTROLS)}")
         for name, entry in self.policies.items():
-            unknown = set(entry) - {"algo", "seeds", "nfe", "train"}
-            require(not unknown, f"policies.{name} knows algo, seeds, nfe and train, not {sorted(unknown)}")
+            unknown = set(entry) - {"algo", "seeds", "nfe", "plans", "train"}
+            known = "algo, seeds, nfe, plans and train"
+            require(not unknown, f"policies.{name} knows {known}, not {sorted(unknown)}")
+            plans = entry.get("plans")
+            require(
+                plans is None or plans in self.searches,
+                f"policies.{name}: plans must be one of the searches {self.searches}, not {plans}",
+            )
             seeds = entry.get("seeds", 1)
             require(isinstance(seeds, int) and seeds > 0, f"policies.{name}.seeds must be a positive number")
         require_minutes(self.max_minutes)

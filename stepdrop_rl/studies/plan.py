@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from agents.fixed import whole
 from stepdrop_rl.cli import parse
@@ -78,7 +78,8 @@ def budgets_of(config: StudyConfig, policy: str) -> list[float]:
 def training_of(config: StudyConfig, job: Job, root: Path) -> TrainPolicyConfig:
     """The settings of a training job: the entry's own options above those of all of them."""
     entry = config.policies[job.name]
-    options = {
+    plans = [str(need.path(root)) for need in needs(config, job)]
+    options: dict[str, Any] = {
         "data.name": config.data.name,
         "algo": entry.get("algo", job.name),
         "env.solver": job.solver,
@@ -90,6 +91,8 @@ def training_of(config: StudyConfig, job: Job, root: Path) -> TrainPolicyConfig:
         "target_nfe": [float(nfe) for nfe in budgets_of(config, job.name)],
         **entry.get("train", {}),
     }
+    if plans:
+        options["hyperparameters"] = {**options.get("hyperparameters", {}), "plans": plans}
     if config.data.root is not None:
         options["data.root"] = config.data.root
     if config.model is not None:
@@ -111,12 +114,12 @@ def jobs(config: StudyConfig) -> Iterator[Job]:
     counts = [nfe for nfe in config.nfe if nfe == int(nfe)]
     baselines = baselines_of(config)
     for solver in config.solvers:
-        for name, entry in config.policies.items():
-            for seed in range(int(entry.get("seeds", 1))):
-                yield Job("train", name, solver, seed=seed)
         for method in config.searches:
             for nfe in counts:
                 yield Job("search", method, solver, nfe)
+        for name, entry in config.policies.items():
+            for seed in range(int(entry.get("seeds", 1))):
+                yield Job("train", name, solver, seed=seed)
     for solver in config.solvers:
         yield Job("judge", FULL, solver, float(config.teacher_steps))
         for nfe in config.nfe:
@@ -138,8 +141,12 @@ def jobs(config: StudyConfig) -> Iterator[Job]:
 
 def needs(config: StudyConfig, job: Job) -> list[Job]:
     """The jobs that must be done before this one."""
-    if job.kind != "judge":
+    if job.kind == "search":
         return []
+    if job.kind == "train":
+        method = config.policies[job.name].get("plans")
+        budgets = [nfe for nfe in budgets_of(config, job.name) if nfe == int(nfe)]
+        return [Job("search", method, job.solver, nfe) for nfe in budgets] if method else []
     if job.name not in config.policies:
         return [replace(job, kind="search")] if job.name in config.searches else []
     if job.control not in (None, "mode"):
@@ -191,6 +198,8 @@ def _episode_cost(training: TrainPolicyConfig) -> float:
 
         h = {**ForkLearner.defaults, **training.hyperparameters}
         plan = (h["min_nfe"] + h["max_nfe"]) / 2
+        if h["plans"]:  # given: the same number of times, of branches that cost the same
+            return float(_LOOK_NFE + 2 * len(h["stretches"]) * h["left"])
         sides, share = 2 * h["width"], float(h["times_share"])
         times = _GRADIENT * (plan + sides * h["left"])
         looks = plan + (sides + len(h["stretches"])) * h["left"]

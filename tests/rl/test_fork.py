@@ -8,9 +8,11 @@ import torch
 
 from agents.base import PlanningAgent
 from agents.controls import dealt, habit, mean_schedule, shuffled
+from agents.endings import Endings
 from agents.fork import Fork
 from agents.forking import Looks
-from agents.gate import OFFSETS, Gate
+from agents.gate import Gate
+from agents.planned import Mixture, mixture_record
 from agents.policy import build_policy, describe
 from agents.population import Population
 from agents.tree import Tree
@@ -24,6 +26,7 @@ from stepdrop_rl.policies import load_policy, save_policy
 from stepdrop_rl.pricing import log_spaced, price_for
 from stepdrop_rl.solvers import make_solver
 from stepdrop_rl.validation import ValidationJudge
+from stepdrop_rl.weights import write_json
 
 from .conftest import BANK, N
 from .test_learners import info_of, learner_of
@@ -47,7 +50,7 @@ def shaken(learner):
     with torch.no_grad():
         for parameter in learner.gate.actor.parameters():
             parameter.add_(3 * torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
-        for parameter in learner.tree.parameters():
+        for parameter in learner.plans.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator))
     return learner
 
@@ -62,8 +65,8 @@ def looked(problem):
 
 def test_an_untrained_tree_is_even_and_its_branches_divide_what_is_left():
     tree = Tree(3, 6, left=2, width=1)
-    for count in range(3, 7):
-        branches = [lam.detach() for lam in tree(count)]
+    for row, count in enumerate(range(3, 7)):
+        branches = [lam.detach() for lam in tree.lams(row)]
         assert [len(lam) for lam in branches] == [count - 1, count, count + 1]
         even = torch.arange(count, dtype=torch.float64) / count
         torch.testing.assert_close(branches[1], even, rtol=0, atol=1e-6)
@@ -76,17 +79,122 @@ def test_an_untrained_tree_is_even_and_its_branches_divide_what_is_left():
             )
 
 
+def test_stretched_branches_go_on_sooner_or_later_at_the_plans_cost():
+    tree = Tree(4, 6, left=2, width=1, stretches=(-0.5, 0.5))
+    for row, count in enumerate(range(4, 7)):
+        *_, sooner, later = [lam.detach() for lam in tree.lams(row)]
+        plan = tree.lams(row, stretched=False)[1].detach()
+        assert len(sooner) == len(later) == len(plan) == count
+        fork = count - 2
+        for lam, stretch in ((sooner, -0.5), (later, 0.5)):
+            assert torch.equal(lam[:fork], plan[:fork])
+            ways = [torch.cat((way[fork - 1 :], torch.ones(1))).diff() for way in (lam, plan)]
+            longer = ways[0] / ways[1]
+            assert float(longer[0] / longer[1]) == pytest.approx(math.exp(stretch), rel=0.01)
+            assert float(longer[2] / longer[1]) == pytest.approx(1, rel=0.01)
+
+
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_times_stay_in_order_whatever_was_learned(scale):
-    tree = Tree(4, 9, left=3, width=2)
+    tree = Tree(4, 9, left=3, width=2, stretches=(-1.0, 1.0))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in tree.parameters():
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    for count in range(4, 10):
-        for lam in tree(count):
+    for row in range(6):
+        for lam in tree.lams(row):
             assert float(lam[0].detach()) == 0
             assert float(torch.cat((lam.detach(), torch.ones(1))).diff().min()) > 1e-7
+
+
+def test_endings_keep_the_schedule_and_move_one_gap():
+    schedules = [torch.tensor([0, 0.2, 0.5, 0.9]), torch.tensor([0, 0.1, 0.3, 0.6, 1.0])]
+    endings = Endings([4], schedules, torch.tensor([[0.25, 0.75]]), left=2, stretches=(-0.5, 0.5))
+    assert endings.more == [0] * 5
+    plan, *ways = endings.lams(0)
+    assert torch.equal(plan, schedules[0].double())
+    assert all(torch.equal(way[:2], plan[:2]) for way in ways)
+    gaps = torch.stack([torch.cat((way[1:], torch.ones(1))).diff() for way in (plan, *ways)])
+    torch.testing.assert_close(gaps.sum(1), torch.full((5,), 0.8).double())
+    longer = (gaps[1:] / gaps[0]).log()  # of each gap, up to what all of a branch share
+    moved = torch.stack((longer[:2, 0] - longer[:2, 1], longer[2:, 2] - longer[2:, 1]))
+    torch.testing.assert_close(moved, torch.tensor([[-0.5, 0.5]] * 2).double())
+    # One that ends where the grid does has a last gap of next to nothing, and still five ways.
+    ways = endings.lams(1)
+    assert all(float(torch.cat((way, torch.ones(1))).diff().min()) >= 0 for way in ways)
+    assert len({tuple(way.tolist()) for way in ways}) == 5
+
+
+def mixture_file(path, schedules, weights):
+    write_json(path, mixture_record(Mixture("m", schedules, weights, "multistep")))
+    return str(path)
+
+
+@pytest.fixture
+def mixed(problem, tmp_path):
+    """A learner that looked at plans of files: two of 3 and 5 evaluations for a budget of 4, one of 6."""
+    four = mixture_file(tmp_path / "4.json", [[950, 600, 80], [950, 800, 500, 200, 60]], [0.5, 0.5])
+    six = mixture_file(
+        tmp_path / "6.json", [[950, 850, 700, 400, 200, 60], [950, 900, 700, 400, 200, 60]], [0.99, 0.01]
+    )
+    learner = shaken(learner_of(problem, "fork", plans=[six, four], updates=2, left=1)[0])
+    learner.learn(ROUND * 3 * BANK // 16, lambda decisions: True)
+    return learner
+
+
+def test_files_give_plans_and_their_chances(problem, mixed):
+    assert mixed.plans.counts == [4, 6]
+    assert mixed.plans.sizes == [3, 5, 6]
+    torch.testing.assert_close(mixed.plans.weights, torch.tensor([[0.5, 0.5, 0], [0, 0, 1]]).double())
+    policy = policy_of(problem, mixed)
+    engine = engine_of(problem, policy, Role.POLICY_TRAINING)
+    for nfe, sizes in ((4, {3, 5}), (5, {3, 5, 6}), (6, {6})):
+        samples = engine.sample(policy, 400, price=policy.tariff.price(nfe))
+        assert set(samples.nfe.tolist()) == sizes
+        assert float(samples.nfe.double().mean()) == pytest.approx(nfe, abs=0.25)
+    samples = engine.sample(policy, 400, price=policy.tariff.price(4))
+    first = policy.times[samples.evaluated.long().cumsum(1).eq(2).long().argmax(1)]
+    assert set(first.round().tolist()) <= {600, 800, *first[samples.nfe == 3].round().tolist()}
+    assert len(samples.evaluated.unique(dim=0)) > 4, "samples are told apart"
+
+
+def test_a_mixtures_chances_are_kept_point_by_point(problem, mixed):
+    # Asked at the points of its grid, with coins for each: the plan follows from the first that is taken.
+    policy = policy_of(problem, mixed)
+    asked = PointByPoint(policy)
+    engine = engine_of(problem, policy, Role.POLICY_TRAINING)
+    samples = engine.sample(asked, 1000, price=policy.tariff.price(4))
+    assert set(samples.nfe.tolist()) == {3, 5}
+    assert float((samples.nfe == 3).double().mean()) == pytest.approx(0.5, abs=0.06)
+    once = engine.sample(policy, 1000, price=policy.tariff.price(4)).evaluated.unique(dim=0)
+    assert {tuple(row) for row in samples.evaluated.tolist()} <= {tuple(row) for row in once.tolist()}
+
+
+class PointByPoint:
+    """The policy as an agent that is asked at every point."""
+
+    observes = True
+
+    def __init__(self, policy):
+        self.name, self.times, self.probabilities = policy.name, policy.times, policy.probabilities
+
+
+@pytest.mark.parametrize(
+    ("schedules", "message"),
+    [
+        ([[950, 60]], "2 evaluations or fewer|1 evaluations or fewer|cannot fork"),
+        ([[940, 500, 60]], "plans begin elsewhere"),
+    ],
+)
+def test_files_that_cannot_fork_are_refused(problem, tmp_path, schedules, message):
+    file = mixture_file(tmp_path / "m.json", schedules, [1.0])
+    with pytest.raises(UserError, match=message):
+        learner_of(problem, "fork", plans=[file], left=2)
+    with pytest.raises(UserError, match="cannot read"):
+        learner_of(problem, "fork", plans=["none.json"])
+    good = mixture_file(tmp_path / "g.json", [[950, 500, 60]], [1.0])
+    with pytest.raises(UserError, match="another file has the plan of 3"):
+        learner_of(problem, "fork", plans=[good, good], left=1)
 
 
 def gate_of(width=1, counts=3, same=0):
@@ -99,22 +207,20 @@ def gate_of(width=1, counts=3, same=0):
 
 
 @pytest.mark.parametrize("width", [1, 2])
-@pytest.mark.parametrize("extra", [-0.7, 0.0, 0.3])
-def test_the_price_of_a_mean(width, extra):
+def test_the_price_of_a_mean(width):
     gate = gate_of(width, same=2)
     worth = gate(torch.ones(2000).long(), torch.randn(2000, 5, generator=torch.Generator().manual_seed(2)))
-    price = gate.price(worth, extra, chance=True)
-    assert float((gate.chances(worth, price) @ gate.more).mean().detach()) == pytest.approx(extra, abs=1e-5)
-    price = gate.price(worth, extra, chance=False)
-    spent = float(gate.more[gate.branches(worth, torch.tensor(price))].mean())
-    assert extra - 0.002 <= spent <= extra
+    price = gate.price(worth, chance=True)
+    assert float((gate.chances(worth, price) @ gate.more).mean().detach()) == pytest.approx(0, abs=1e-5)
+    price = gate.price(worth, chance=False)
+    assert -0.002 <= float(gate.more[gate.branches(worth, torch.tensor(price))].mean()) <= 0
 
 
 def test_at_equal_cost_the_gates_choice_is_the_best_of_all():
     # Everett: no other way of giving out as many evaluations is worth more.
     gate = gate_of()
     worth = torch.randn(7, 3, generator=torch.Generator().manual_seed(4)).double()
-    chosen = gate.branches(worth, torch.tensor(gate.price(worth, 0.0, chance=False)))
+    chosen = gate.branches(worth, torch.tensor(gate.price(worth, chance=False)))
     spent = int(gate.more[chosen].sum())
     best = max(
         float(worth[torch.arange(7), ways].sum())
@@ -132,7 +238,7 @@ def test_the_slope_at_equal_cost_is_a_finite_difference():
 
     def mean_gain():
         worth = gate(rows, entries)
-        return float((gate.chances(worth, gate.price(worth, 0.0, chance=True)) * gain).sum(1).mean().detach())
+        return float((gate.chances(worth, gate.price(worth, chance=True)) * gain).sum(1).mean().detach())
 
     for parameter in (gate.actor[-1].bias, gate.actor[0].weight):
         (slope,) = torch.autograd.grad(gate.climb(gate(rows, entries), gain), parameter)
@@ -153,11 +259,8 @@ def test_settled_prices_spend_their_budgets():
     entries = torch.randn(4000, 5, generator=torch.Generator().manual_seed(5))
     gate.usual(1, entries)
     gate.settle(1, entries)
-    rows = torch.ones(4000).long()
-    for offset in (*OFFSETS.tolist(), 0.03, -0.22):
-        price = gate.price_of(rows, torch.full((4000,), offset, dtype=torch.float64))
-        spent = float(gate.more[gate.branches(gate(rows, entries), price)].mean())
-        assert spent == pytest.approx(offset, abs=0.02)
+    worth = gate(torch.ones(4000).long(), entries)
+    assert float(gate.more[gate.branches(worth, gate.prices[1])].mean()) == pytest.approx(0, abs=0.002)
 
 
 @pytest.mark.parametrize("solver", ["multistep", "ddim"])
@@ -169,8 +272,8 @@ def test_the_engine_draws_what_was_learned(problem, solver, count):
     engine = engine_of(problem, policy, Role.POLICY_TRAINING, solver)
     samples = engine.sample(policy, 16, price=learner.tariff.price(count))
     with torch.no_grad():
-        drawn = learner._draw(torch.arange(16), count, stretched=True)
-        plans = learner._times(count)
+        drawn = learner._draw(torch.arange(16), count - 3, stretched=True)
+        plans = learner._times(count - 3)
     taken = set()
     for i, evaluated in enumerate(samples.evaluated):
         times = policy.times[evaluated]
@@ -179,29 +282,30 @@ def test_the_engine_draws_what_was_learned(problem, solver, count):
         torch.testing.assert_close(times, plans[b], rtol=0, atol=2e-3)
         torch.testing.assert_close(samples.images[i], drawn.results[b][i], rtol=0, atol=1e-3)
         taken.add(b)
-    assert len(taken) > 2, "samples are told apart, at equal cost as well"
+    assert len(taken) > 1, "samples are told apart"
 
 
 def test_it_spends_its_budget_whatever_it_is(problem, looked):
     policy = policy_of(problem, looked)
     engine = engine_of(problem, policy, Role.POLICY_TRAINING)
-    spent = []
     for price in log_spaced(0.01, 0.1, 25):
         nfe = engine.sample(policy, BANK, price=price).nfe
         budget = float(policy.tariff.budget(torch.tensor(math.log10(price) / 2)))
-        assert float(nfe.double().mean()) == pytest.approx(budget, abs=0.06)
-        assert int(nfe.max() - nfe.min()) <= 2
-        spent.append(float(nfe.double().mean()))
-    assert spent == sorted(spent, reverse=True)
-    assert spent[0] == pytest.approx(6.5, abs=0.06)
-    assert spent[-1] == pytest.approx(2.5, abs=0.06)
+        # Between two numbers, coins deal their plans.
+        assert float(nfe.double().mean()) == pytest.approx(budget, abs=0.2)
+        assert int(nfe.max() - nfe.min()) <= 3
+    for count in (3, 4, 5, 6):
+        price = policy.price_at(count)
+        assert price == pytest.approx(policy.tariff.price(count))
+        spent = float(engine.sample(policy, BANK, price=price).nfe.double().mean())
+        assert 0.97 * count <= spent <= count
 
 
 @pytest.mark.parametrize("target", [3, 4.3, 5, 6])
 def test_a_price_is_found_for_a_target(problem, looked, target):
     policy = policy_of(problem, looked)
     engine = engine_of(problem, policy, Role.POLICY_TRAINING)
-    assert target - 0.3 <= price_for(policy, engine, target, BANK).mean <= target
+    assert price_for(policy, engine, target, BANK).mean == pytest.approx(target, abs=0.15)
     for beyond in (2.2, 6.9):
         with pytest.raises(UserError, match="out of reach"):
             price_for(policy, engine, beyond, BANK)
@@ -212,7 +316,7 @@ def test_the_validation_judge_looks_at_whole_numbers(problem, looked):
     engine = engine_of(problem, policy, Role.POLICY_TRAINING)
     look = ValidationJudge(engine, lambda images: 2.0, [3, 6], BANK).look(policy)
     assert [round(nfe) for _, nfe, _ in look.table] == [6, 5, 4, 3]
-    assert [nfe for _, nfe, _ in look.table] == pytest.approx([6, 5, 4, 3], abs=0.06)
+    assert [nfe for _, nfe, _ in look.table] == pytest.approx([6, 5, 4, 3], abs=0.15)
     many = learner_of(problem, "fork", min_nfe=3, max_nfe=15)[0]
     prices = [
         price
@@ -258,8 +362,8 @@ def test_the_gate_finds_whom_evaluations_help(problem):
         learner._update(0)
     gate = policy_of(problem, learner).gate
     worth = gate(torch.zeros(2000).long(), entries)
-    branch = gate.branches(worth, gate.prices[0, 5])
-    assert float(gate.more[branch].mean()) == pytest.approx(0.0, abs=0.01)
+    branch = gate.branches(worth, gate.prices[0])
+    assert -0.05 <= float(gate.more[branch].mean()) <= -0.04  # a hundredth is kept back
     assert float((branch[helped] == 2).double().mean()) > 0.9
     assert float((branch[~helped] == 0).double().mean()) > 0.9
     blind = looks_of(alone(problem, stretches=(), sees="schedule"), entries, results)
@@ -291,7 +395,7 @@ def test_where_all_branches_are_alike_it_keeps_to_the_plan(problem):
         learner._update(0)
     gate = policy_of(problem, learner).gate
     worth = gate(torch.zeros(500).long(), entries)
-    assert float((gate.branches(worth, gate.prices[0, 5]) == 1).double().mean()) > 0.99
+    assert float((gate.branches(worth, gate.prices[0]) == 1).double().mean()) > 0.95
 
 
 def test_the_energy_of_a_population_is_that_of_its_pairs():
@@ -324,9 +428,9 @@ def test_it_learns_times(problem, solver):
 
     def value(count):
         with torch.no_grad():
-            drawn = learner._draw(torch.arange(16), count, stretched=False)
+            drawn = learner._draw(torch.arange(16), count - 3, stretched=False)
             quality, rows = learner.core.quality, learner.core.rows
-            quality.begin(rows, torch.arange(16), learner._prices(torch.arange(16), count))
+            quality.begin(rows, torch.arange(16), learner._prices(torch.arange(16), count - 3))
             return float(quality.score(rows, drawn.results[1]).mean())
 
     before = [value(count) for count in (3, 5)]
@@ -386,7 +490,7 @@ def test_its_controls(problem, looked):
     assert not torch.equal(samples.evaluated, other.evaluated)
     given = dealt(samples.times, samples.evaluated)
     assert engine_of(problem, given).sample(given, 60).nfe.sum() == samples.nfe.sum()
-    torch.testing.assert_close(habit(policy, 5).times, looked._times(5)[1].detach(), rtol=0, atol=2e-3)
+    torch.testing.assert_close(habit(policy, 5).times, looked._times(2)[1].detach(), rtol=0, atol=2e-3)
 
 
 def test_it_refuses_what_it_cannot_use(problem):
@@ -432,7 +536,8 @@ def test_a_plan_asked_once_is_the_plan_asked_point_by_point(problem, looked, alg
     policy = learner.policy(info_of(problem, learner, algo))
     assert isinstance(policy, PlanningAgent)
     assert not isinstance(Scanned(policy), PlanningAgent)
-    for price in log_spaced(0.01, 0.1, 7):
+    # Between two numbers of evaluations a fork deals plans by one coin for all points.
+    for price in log_spaced(0.01, 0.1, 7) if algo == "pathwise" else map(policy.price_at, (3, 4, 5, 6)):
         one, other = (engine_of(problem, p).sample(p, 50, price=price) for p in (policy, Scanned(policy)))
         assert torch.equal(one.evaluated, other.evaluated)
         assert torch.equal(one.images, other.images)
@@ -441,6 +546,6 @@ def test_a_plan_asked_once_is_the_plan_asked_point_by_point(problem, looked, alg
 def test_what_a_look_tells_is_what_the_policy_is_told(problem, looked):
     policy = policy_of(problem, looked)
     assert policy.gate.mean.shape == (4, len(ENTRIES))
-    entries = looked.looks[1][0]
+    entries = looked.looks[1].entries
     assert len(entries) == BANK
     torch.testing.assert_close(policy.gate.mean[1], entries.mean(0))

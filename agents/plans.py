@@ -1,0 +1,74 @@
+"""Times of evaluations that fork: what all samples of a row share up to a look, and the ways to go on.
+
+A row is a plan: a number of evaluations at times that are the same for all who follow it, up to its fork,
+when ``left`` of them are to come. What the last one before the fork shows decides which branch a sample
+takes. A budget of K evaluations deals rows by chance, ``weights``; where there is one row for each K, as in a
+:class:`agents.tree.Tree`, nothing is left to chance.
+
+Shapes: C budgets; R rows; B branches; L evaluations of the longest plan; N points of a grid.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+CLOSEST = 1e-3  # share of the whole that a gap is at least: no jump so short that rates along it are noise
+_APART = 1e-6  # of the whole: points nearer than that are one
+
+
+class Plans(nn.Module, ABC):
+    """Rows of plans and their branches.
+
+    Args:
+        counts: K of the budgets, rising.
+        sizes: Evaluations of each row's plan.
+        weights: (C, R) chances of rows at each budget.
+        more: By how many evaluations each branch departs from the plan; the first that does not is the plan.
+        left: Evaluations that a plan leaves after the fork.
+    """
+
+    def __init__(
+        self, counts: Sequence[int], sizes: Sequence[int], weights: Tensor, more: Sequence[int], left: int
+    ) -> None:
+        super().__init__()
+        self.counts, self.sizes, self.more, self.left = list(counts), list(sizes), list(more), left
+        self.home = self.more.index(0)
+        self.weights = weights
+
+    def fork(self, row: int) -> int:
+        """After how many evaluations samples of the row are told apart."""
+        return self.sizes[row] - self.left
+
+    @abstractmethod
+    def lams(self, row: int, *, stretched: bool = True) -> list[Tensor]:
+        """λ of every branch's evaluations, 0 at the first; float64, differentiable where it is learned.
+
+        ``stretched``: those of the plan's cost, too.
+        """
+
+    @torch.no_grad()
+    def on_one_grid(self) -> tuple[Tensor, Tensor]:
+        """All plans on one grid from λ = 0 to 1: its points, (N,), and each plan's on it, (R, B, L).
+
+        N where a plan has ended.
+        """
+        plans = [self.lams(row) for row in range(len(self.sizes))]
+        steps = torch.cat([torch.tensor([0.0, 1.0]).double(), *(lam for found in plans for lam in found)])
+        points = (steps / _APART).round().long().unique()
+        longest = max(len(lam) for found in plans for lam in found)
+        table = torch.full((len(plans), len(self.more), longest), len(points))
+        for row, branches in enumerate(plans):
+            for b, lam in enumerate(branches):
+                table[row, b, : len(lam)] = torch.searchsorted(points, (lam / _APART).round().long())
+        return points.double() * _APART, table
+
+
+def shares(gaps: Tensor) -> Tensor:
+    """Shares of the whole, none of them next to nothing."""
+    gaps = gaps.double()
+    found = gaps / gaps.sum()
+    return found * (1 - CLOSEST * len(gaps)) + CLOSEST
