@@ -319,6 +319,7 @@ class ForkLearner(ThroughSampler):
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs, looks included."""
         kept = super().state() | {"next": torch.tensor(self._next_plans, dtype=torch.int64)}
+        kept["order"] = self._order
         for row, looks in enumerate(self.looks):
             kept |= {f"looks.{row}.{name}": part for name, part in looks._asdict().items()}
         return kept
@@ -326,7 +327,7 @@ class ForkLearner(ThroughSampler):
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`."""
         super().load_state(tensors)
-        self._next_plans = tensors["next"].tolist()
+        self._next_plans, self._order = tensors["next"].tolist(), tensors["order"]
         self.looks = [Looks(**under(tensors, f"looks.{row}.")) for row in range(len(self.looks))]
 
 
