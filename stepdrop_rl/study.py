@@ -186,7 +186,7 @@ def _summary(study: Study) -> str:
             lines.append(
                 f"claim {letter} {'holds' if claim.holds else 'does not hold'}: {claim.policy.name} at "
                 f"{claim.policy.nfe:g}, {claim.policy.solver}: {d.mean:+.2f} ± {d.half_width:.2f} against "
-                f"{claim.rival.name}"
+                f"{claim.rival.name}{f', {claim.fails}' if claim.fails else ''}"
             )
     return "\n".join(lines) or "no claim to judge yet"
 

@@ -102,6 +102,15 @@ class Claim(NamedTuple):
             and self.precision.mean + self.precision.half_width >= 0
         )
 
+    @property
+    def fails(self) -> str:
+        """Why it does not stand, where its distance is smaller outside the interval; else nothing."""
+        if self.holds or self.distance.mean + self.distance.half_width >= 0:
+            return ""
+        if self.kid.mean >= 0:
+            return "but KID disagrees"
+        return f"but its precision is lower: {self.precision.mean:+.3f} ± {self.precision.half_width:.3f}"
+
 
 @dataclass(frozen=True)
 class Study:

@@ -82,6 +82,7 @@ def test_a_claim_stands_when_kid_agrees_and_precision_is_not_lower(kid, precisio
     assert a.rival.name == "blackbox"
     assert a.distance.mean == pytest.approx(-1.005)
     assert a.holds == holds
+    assert bool(a.fails) != holds
     assert b.rival.name == "ppo, dealt"
     assert b.distance.mean == pytest.approx(-0.505)
 
