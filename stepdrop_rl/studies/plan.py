@@ -114,12 +114,16 @@ def jobs(config: StudyConfig) -> Iterator[Job]:
     counts = [nfe for nfe in config.nfe if nfe == int(nfe)]
     baselines = baselines_of(config)
     for solver in config.solvers:
+        trainings = [
+            Job("train", name, solver, seed=seed)
+            for name, entry in config.policies.items()
+            for seed in range(int(entry.get("seeds", 1)))
+        ]
+        yield from (job for job in trainings if not needs(config, job))
         for method in config.searches:
             for nfe in counts:
                 yield Job("search", method, solver, nfe)
-        for name, entry in config.policies.items():
-            for seed in range(int(entry.get("seeds", 1))):
-                yield Job("train", name, solver, seed=seed)
+        yield from (job for job in trainings if needs(config, job))
     for solver in config.solvers:
         yield Job("judge", FULL, solver, float(config.teacher_steps))
         for nfe in config.nfe:

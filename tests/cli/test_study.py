@@ -9,6 +9,8 @@ import time
 import pytest
 
 from agents.search import blackbox, mixture
+from stepdrop_rl.config import StudyConfig
+from stepdrop_rl.studies.plan import Job, jobs, training_of
 from stepdrop_rl.weights import read_json, write_json
 
 from .conftest import call
@@ -154,7 +156,8 @@ def test_workers_stop_in_good_order_and_go_on(tmp_path):
     [
         ({"searches": ["git"]}, "did you mean 'gits'"),
         ({"baselines": ["unifrom*"]}, "did you mean 'uniform'"),
-        ({"policies": {"ppo": {"sedes": 3}}}, "knows algo, seeds, nfe and train"),
+        ({"policies": {"ppo": {"sedes": 3}}}, "knows algo, seeds, nfe, plans and train"),
+        ({"policies": {"fork": {"plans": "mixtur"}}}, "plans must be one of the searches"),
         ({"policies": {"pppo": {}}}, "did you mean 'ppo'"),
         ({"controls": ["mod"]}, "unknown control 'mod'"),
         ({"blind": ["mixtur"]}, "did you mean 'mixture'"),
@@ -172,3 +175,18 @@ def test_wrong_settings_are_said_before_anything_is_done(capsys, tmp_path, chang
     assert said in err
     assert err.count("\n") == 1
     assert not (tmp_path / "s").exists()
+
+
+def test_plans_of_a_search_come_before_who_begins_with_them(tmp_path):
+    config = StudyConfig(
+        policies={"fork": {"plans": "mixture", "nfe": [4, 5.5, 6]}, "ppo": {}},
+        searches=["mixture"],
+        nfe=[4.0, 5.5, 6.0],
+        baselines=[],
+        controls=[],
+    )
+    order = [(job.kind, job.name) for job in jobs(config) if job.kind != "judge"]
+    assert order == [("train", "ppo"), ("search", "mixture"), ("search", "mixture"), ("train", "fork")]
+    training = training_of(config, Job("train", "fork", "multistep"), tmp_path)
+    files = [str(tmp_path / "schedules" / f"mixture-multistep-{nfe}.json") for nfe in (4, 6)]
+    assert training.hyperparameters == {"plans": files}
