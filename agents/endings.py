@@ -20,6 +20,7 @@ from agents.planned import Mixture, Oracle, read_plan
 from agents.plans import CLOSEST, Plans
 from envs.errors import UserError
 
+_SAME_TIME = 0.5  # by how much a first time may differ from the grid's
 _LEAST_CHANCE = 0.02  # of a mixture's member: one that is dealt less often is left out
 
 
@@ -77,24 +78,25 @@ def _members(file: str) -> tuple[int, list[list[float]], Tensor]:
     return whole(plan.nfe), schedules, chances / chances.sum()
 
 
-def first_times(files: Sequence[str]) -> list[float]:
-    """Where the schedules of these files begin."""
-    return [times[0] for file in files for times in _members(file)[1]]
-
-
 def read_endings(
-    files: Sequence[str], lam_of: Callable[[Tensor], Tensor], left: int, stretches: Sequence[float]
+    files: Sequence[str],
+    start: float,
+    lam_of: Callable[[Tensor], Tensor],
+    left: int,
+    stretches: Sequence[float],
 ) -> Endings:
     """Endings of the schedules and mixtures in ``files``, one for each budget.
 
     Args:
         files: As ``search`` wrote them.
+        start: The time at which the policy's grid begins, and all of them with it.
         lam_of: From times (K,) to λ, 0 where the policy's grid begins and 1 where it ends.
         left: Evaluations that a schedule leaves after the fork.
         stretches: As of :class:`Endings`.
 
     Raises:
-        UserError: A file is missing or damaged, holds another one's budget or a schedule that cannot fork.
+        UserError: A file is missing or damaged, holds another one's budget, a schedule that begins elsewhere
+            or one that cannot fork.
     """
     given: dict[int, tuple[list[list[float]], Tensor]] = {}
     for file in files:
@@ -103,6 +105,8 @@ def read_endings(
             raise UserError(f"{file}: another file has the plan of {count} evaluations")
         if min(len(times) for times in schedules) <= left:
             raise UserError(f"{file} has a schedule of {left} evaluations or fewer, which cannot fork")
+        if any(abs(times[0] - start) > _SAME_TIME for times in schedules):
+            raise UserError(f"{file} begins elsewhere than at {start:g}, where the policy's grid begins")
         given[count] = schedules, chances
     counts = sorted(given)
     lams = [lam_of(torch.tensor(times).double()) for count in counts for times in given[count][0]]

@@ -20,50 +20,30 @@ kept of one plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from agents.actor import under
-from agents.endings import first_times, read_endings
+from agents.drawing import Drawn, draw
+from agents.endings import read_endings
 from agents.fork import Fork
 from agents.gate import Gate
-from agents.planning import Tariff, shown
+from agents.looks import Looks, deal, no_looks
+from agents.planning import Tariff
 from agents.plans import Plans
 from agents.policy import LearnedPolicy, PolicyInfo
 from agents.population import Population
 from agents.through import ThroughSampler
 from agents.tree import Tree
 from envs.errors import UserError
-from envs.observation import Projection, observe_from
-from envs.protocols import TimedTrajectories
+from envs.observation import Projection
 
 _SLACK = 0.01  # of a plan's evaluations, kept back: on fresh noise it spends no more than it is told
-_SAME_TIME = 0.5  # by how much a given plan's first time may differ from the grid's
-
-
-class Drawn(NamedTuple):
-    """What the branches brought: what was shown at the fork (R, D), and x0 (R, C, H, W) of each."""
-
-    entries: Tensor
-    results: list[Tensor]
-
-
-class Looks(NamedTuple):
-    """What is kept of images: what they showed (M, D), their results (M, B, F), half precision, and how far
-    these are from real images on average (M, B)."""
-
-    entries: Tensor
-    results: Tensor
-    to_real: Tensor
-
-    def and_more(self, other: Looks) -> Looks:
-        """These and then the others."""
-        return Looks(*(torch.cat(both) for both in zip(self, other, strict=True)))
 
 
 class ForkLearner(ThroughSampler):
@@ -127,10 +107,8 @@ class ForkLearner(ThroughSampler):
         self.plans = self._make_plans()
         counts = self.plans.counts
         self.tariff = Tariff(counts[0], counts[-1], self.core.prices)
-        ways = len(self.plans.more)
         self.gate = Gate(len(self.plans.sizes), inputs, self.plans.more)
-        results = torch.zeros(0, ways, self.core.quality.real.shape[1], dtype=torch.float16)
-        nothing = Looks(torch.zeros(0, inputs), results, torch.zeros(0, ways))
+        nothing = no_looks(inputs, len(self.plans.more), self.core.quality.real.shape[1])
         self.looks = [nothing] * len(self.plans.sizes)
         self._next_plans: list[int] = []
         self._order = torch.randperm(self.core.num_images, generator=self.generator)
@@ -142,14 +120,12 @@ class ForkLearner(ThroughSampler):
         if not h["plans"]:
             return Tree(int(h["min_nfe"]), int(h["max_nfe"]), left, int(h["width"]), stretches)
         grid, process = self.core.walk.grid, self.core.walk.process
-        if any(abs(first - float(grid.times[0])) > _SAME_TIME for first in first_times(h["plans"])):
-            raise UserError(f"plans begin elsewhere than the grid does, at {float(grid.times[0]):g}")
 
         def lam_of(times: Tensor) -> Tensor:
             lam = process.lam(times.to(grid.times))
             return ((lam - grid.lam[0]) / (grid.lam[-1] - grid.lam[0])).clamp(0, 1).cpu()
 
-        return read_endings(h["plans"], lam_of, left, stretches)
+        return read_endings(h["plans"], float(grid.times[0]), lam_of, left, stretches)
 
     @property
     def actor_network(self) -> nn.Sequential:
@@ -231,7 +207,7 @@ class ForkLearner(ThroughSampler):
         size = min(int(self.hyperparameters["update_size"]), least)
         chosen = torch.randperm(least, generator=self.generator)[:size]
         plan = torch.multinomial(chances, size, replacement=True, generator=self.generator)
-        looks = Looks(*(torch.stack(parts) for parts in zip(*self._dealt(plan, chosen), strict=True)))
+        looks = deal(self.looks, plan, chosen)
         worth = self.gate(plan, looks.entries)
         with torch.no_grad():
             population = Population(looks.results.float(), looks.to_real)
@@ -248,11 +224,6 @@ class ForkLearner(ThroughSampler):
                 parameter.mul_(shrink)
         saved = population.energy(alike) - population.energy(taken)
         return saved, float(1 - taken[:, self.plans.home].mean())
-
-    def _dealt(self, plans: Tensor, chosen: Tensor) -> Iterator[Looks]:
-        """The looks of the ``chosen`` noises, each at its plan."""
-        for plan, look in zip(plans.tolist(), chosen.tolist(), strict=True):
-            yield Looks(*(part[look] for part in self.looks[plan]))
 
     def _next_plan(self) -> int:
         """Every plan in turn, in an order that changes."""
@@ -275,23 +246,16 @@ class ForkLearner(ThroughSampler):
 
     def _draw(self, images: Tensor, plan: int, *, stretched: bool) -> Drawn:
         """Draw ``images`` (R,) along every branch of a plan, or those of other cost alone."""
-        grid = self.core.walk.grid
-        ways, fork = self._times(plan, stretched=stretched), self.plans.fork(plan)
-        first = ways[0][:1].expand(len(images))
-        trunk = self.process.timed(images, first, recompute=bool(self.hyperparameters["recompute"]))
-        _follow(trunk, ways[0][1:fork])
-        with torch.no_grad():
-            # At any point: what a look shows stays the same up to the next one.
-            index = torch.full_like(images, len(grid) - 1)
-            prices = self._prices(images, plan)
-            seen = observe_from(grid, index, trunk.lam_anchor, trunk.nfe, prices, trunk.evidence())
-            entries = shown(seen.cpu(), len(grid)).entries
-        results = []
-        for way in ways:
-            branch = trunk.branch()
-            _follow(branch, way[fork:])
-            results.append(branch.x0())
-        return Drawn(entries, results)
+        ways = self._times(plan, stretched=stretched)
+        return draw(
+            self.process,
+            self.core.walk.grid,
+            images,
+            ways,
+            self.plans.fork(plan),
+            self._prices(images, plan),
+            recompute=bool(self.hyperparameters["recompute"]),
+        )
 
     def _end(self, rows: Tensor, drawn: Drawn, taken: Tensor) -> None:
         """The episodes end with the branches that were ``taken`` (R,)."""
@@ -329,12 +293,6 @@ class ForkLearner(ThroughSampler):
         super().load_state(tensors)
         self._next_plans, self._order = tensors["next"].tolist(), tensors["order"]
         self.looks = [Looks(**under(tensors, f"looks.{row}.")) for row in range(len(self.looks))]
-
-
-def _follow(trajectory: TimedTrajectories, times: Tensor) -> None:
-    """Evaluate all rows at ``times`` (K,)."""
-    for t in times:
-        trajectory.advance(t.expand(trajectory.nfe.shape))
 
 
 __all__ = ["ForkLearner"]

@@ -86,6 +86,7 @@ def compose(study: Study) -> list[Block]:
     a, b = study.claims()
     blocks += _claims("Claim A: the policy beats the best fixed schedule", a, study)
     blocks += _claims("Claim B: looking at the sample beats the best mixture that does not look", b, study)
+    blocks += _against_each(study)
     for solver in config.solvers:
         full = study.full(solver)
         blocks.append(Block(heading=f"Solver {solver}"))
@@ -192,6 +193,34 @@ def _claims(heading: str, claims: Sequence[Claim], study: Study) -> list[Block]:
     said = sum(claim.holds for claim in claims)
     text = f"Holds at {said} of {len(claims)}: the distance is smaller outside the interval, KID agrees, and "
     return [Block(heading=heading), Block(text=text + "precision is not lower."), Block(table=(header, rows))]
+
+
+def _against_each(study: Study) -> list[Block]:
+    """Policies that look against everyone else at their budget; against their own controls by seed 0."""
+    judge = study.judges[0]
+    seconds = study.judges[1:]
+    rows = []
+    for policy in study.entries:
+        if not study.looks(policy.name):
+            continue
+        first = replace(policy, results=tuple(r for r in policy.results if r["seed"] == 0))
+        for other in study.at(policy.solver, policy.nfe):
+            owner, _, control = other.name.partition(", ")
+            if study.looks(other.name) or (control and owner != policy.name):
+                continue
+            one = first if control else policy
+            told = [
+                _signed(difference(one, other, judge, metric), digits)
+                for metric, digits in ((study.distance, 2), ("kid", 4), ("precision", 3), ("recall", 3))
+            ]
+            told += [_signed(difference(one, other, name, study.distances[name]), 2) for name in seconds]
+            rows.append([policy.name, policy.solver, f"{policy.nfe:g}", other.name, *told])
+    if not rows:
+        return []
+    text = "The policy minus each of the others, paired by block; minus its own controls, seed 0 alone:"
+    header = ["policy", "solver", "budget", "minus", study.distance, "KID", "precision", "recall"]
+    header += [study.distances[name] for name in seconds]
+    return [Block(heading="Against each"), Block(text=text), Block(table=(header, rows))]
 
 
 def _sight(study: Study) -> list[Block]:

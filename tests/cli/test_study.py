@@ -103,6 +103,7 @@ def test_a_study_is_done_told_and_not_done_again(capsys, tmp_path):
     assert "http" not in html.read_text()
     assert "| uniform |" in text.read_text()
     assert "What the policy looks at" in text.read_text()
+    assert re.search(r"\| imitator \| multistep \| 4 \| mixture \| [+-]\d+\.\d\d ± ", text.read_text())
     assert "![given imitator-multistep-4-0](given_imitator-multistep-4-0.png)" in text.read_text()
     assert (tmp_path / "s" / "given_imitator-multistep-4-0.png").read_bytes().startswith(b"\x89PNG")
     assert re.search(r"\| imitator \| multistep \| shuffled change \| – \| [+−-]\d", text.read_text())

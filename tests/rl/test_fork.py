@@ -10,8 +10,8 @@ from agents.base import PlanningAgent
 from agents.controls import dealt, habit, mean_schedule, shuffled
 from agents.endings import Endings
 from agents.fork import Fork
-from agents.forking import Looks
 from agents.gate import Gate
+from agents.looks import Looks, deal
 from agents.planned import Mixture, mixture_record
 from agents.policy import build_policy, describe
 from agents.population import Population
@@ -183,7 +183,7 @@ class PointByPoint:
     ("schedules", "message"),
     [
         ([[950, 60]], "2 evaluations or fewer|1 evaluations or fewer|cannot fork"),
-        ([[940, 500, 60]], "plans begin elsewhere"),
+        ([[940, 500, 60]], "begins elsewhere than at 950"),
     ],
 )
 def test_files_that_cannot_fork_are_refused(problem, tmp_path, schedules, message):
@@ -396,6 +396,16 @@ def test_where_all_branches_are_alike_it_keeps_to_the_plan(problem):
     gate = policy_of(problem, learner).gate
     worth = gate(torch.zeros(500).long(), entries)
     assert float((gate.branches(worth, gate.prices[0]) == 1).double().mean()) > 0.95
+
+
+def test_looks_are_dealt_each_at_its_plan():
+    looks = [
+        Looks(*(100 * plan + torch.arange(5.0).reshape(-1, *[1] * k).expand(5, *[2] * k) for k in (1, 2, 1)))
+        for plan in range(3)
+    ]
+    dealt = deal(looks, torch.tensor([2, 0, 2, 1]), torch.tensor([4, 3, 0, 1]))
+    assert dealt.entries[:, 0].tolist() == dealt.results[:, 1, 1].tolist() == [204, 3, 200, 101]
+    assert looks[0].entries[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_the_energy_of_a_population_is_that_of_its_pairs():

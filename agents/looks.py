@@ -1,0 +1,46 @@
+"""What is kept of images that were drawn along all branches of a plan, to learn from again and again.
+
+Shapes: M looks; D entries of what is shown; B branches; F features of the reward; R of them dealt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Looks(NamedTuple):
+    """Looks at one plan; the same place holds the same noise at every plan.
+
+    Args:
+        entries: (M, D) what images showed at the fork.
+        results: (M, B, F) features of what each branch made of them, half precision.
+        to_real: (M, B) their mean distance from real images.
+    """
+
+    entries: Tensor
+    results: Tensor
+    to_real: Tensor
+
+    def and_more(self, other: Looks) -> Looks:
+        """These and then the others."""
+        return Looks(*(torch.cat(both) for both in zip(self, other, strict=True)))
+
+
+def no_looks(entries: int, branches: int, features: int) -> Looks:
+    """None yet."""
+    results = torch.zeros(0, branches, features, dtype=torch.float16)
+    return Looks(torch.zeros(0, entries), results, torch.zeros(0, branches))
+
+
+def deal(looks: Sequence[Looks], plan: Tensor, place: Tensor) -> Looks:
+    """The looks at ``place`` (R,), each at its own ``plan`` (R,)."""
+    dealt = Looks(*(part[place] for part in looks[int(plan[0])]))
+    for other in plan.unique().tolist():
+        mine = plan == other
+        for part, source in zip(dealt, looks[other], strict=True):
+            part[mine] = source[place[mine]]
+    return dealt
