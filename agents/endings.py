@@ -1,7 +1,8 @@
 """Ways to end schedules that are given: a searched mixture's, say, whose members keep their chances.
 
 Of a schedule's gaps in λ beyond the fork, with the one behind its last evaluation, a branch makes the first
-``e^s`` times as long, another the last; the others share what that leaves. All cost what the schedule costs.
+``e^s`` times as long, the last, or both, each by its own s; together they fill what the schedule leaves.
+All cost what the schedule costs.
 
 Shapes: R schedules; K evaluations of one.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -32,7 +34,7 @@ class Endings(Plans):
         schedules: R lists of λ, 0 at the first and at most 1 at the last, as many as a fork needs.
         weights: (C, R) chances of schedules at each budget.
         left: Evaluations that a schedule leaves after the fork.
-        stretches: s of the branches, for the first gap and for the last.
+        stretches: s of the branches, for the first gap and for the last; 0 is among them without saying.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Endings(Plans):
         stretches: Sequence[float],
     ) -> None:
         super().__init__(
-            counts, [len(lam) for lam in schedules], weights, [0] * (1 + 2 * len(stretches)), left
+            counts, [len(lam) for lam in schedules], weights, [0] * (1 + len(stretches)) ** 2, left
         )
         self.schedules = [lam.double() for lam in schedules]
         self.stretches = tuple(stretches)
@@ -54,12 +56,13 @@ class Endings(Plans):
         lam, fork = self.schedules[row], self.fork(row)
         found = [lam]
         gaps = torch.cat((lam[fork - 1 :], lam.new_ones(1))).diff().clamp(min=CLOSEST)
-        for place in (0, -1) if stretched else ():
-            for s in self.stretches:
-                way = gaps.clone()
-                way[place] *= math.exp(s)
-                way = way / way.sum() * (1 - lam[fork - 1])
-                found.append(torch.cat((lam[:fork], lam[fork - 1] + way.cumsum(0)[:-1])))
+        ways = list(product((0.0, *self.stretches), repeat=2))[1:] if stretched else []
+        for first, last in ways:
+            way = gaps.clone()
+            way[0] *= math.exp(first)
+            way[-1] *= math.exp(last)
+            way = way / way.sum() * (1 - lam[fork - 1])
+            found.append(torch.cat((lam[:fork], lam[fork - 1] + way.cumsum(0)[:-1])))
         return found
 
 

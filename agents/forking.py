@@ -4,11 +4,13 @@ Plans are learned first: a batch of images is drawn along the branches of a :cla
 differ in cost, and gradients of Φ through the sampler move them (as :mod:`agents.pathwise` does, but samples
 share them). Or they are given, by files of searched schedules or mixtures (``plans``), whose members keep
 their chances. Then the gate is learned: what images showed at the fork and what all branches made of them are
-kept, and it climbs −E(π), the energy distance of all that is drawn (:mod:`agents.population`), while samples
+kept, and it descends the Fréchet distance of all that is drawn (:mod:`agents.population`), while samples
 spend what their plan spends on average. Its gradient is a policy gradient over all actions (Sutton et al.
 2000; Ciosek and Whiteson 2018): no coin adds noise, and the price of an evaluation is solved for in every
-step. A gate that finds nothing leaves everyone to the plan. Φ itself would mislead it where it holds nearness
-to the teacher: each evaluation brings an image nearer to its teacher, and few bring what is drawn nearer to
+step. Beside it counts, with weight ``realism``, the share that lies on the manifold of real images
+(:mod:`agents.manifold`): a distance of distributions alone trades nearness for variety, and precision falls.
+A gate that finds nothing leaves everyone to the plan. Φ itself would mislead it where it holds nearness to
+the teacher: each evaluation brings an image nearer to its teacher, and few bring what is drawn nearer to
 what is real.
 
 An image costs its plan's network calls and those of the other branches; while times are learned, four times
@@ -34,6 +36,7 @@ from agents.endings import read_endings
 from agents.fork import Fork
 from agents.gate import Gate
 from agents.looks import Looks, deal, no_looks
+from agents.manifold import Manifold
 from agents.planning import Tariff
 from agents.plans import Plans
 from agents.policy import LearnedPolicy, PolicyInfo
@@ -42,6 +45,7 @@ from agents.through import ThroughSampler
 from agents.tree import Tree
 from envs.errors import UserError
 from envs.observation import Projection
+from envs.rewards.frechet import Moments, Slope, distance, moments, slope
 
 _SLACK = 0.01  # of a plan's evaluations, kept back: on fresh noise it spends no more than it is told
 
@@ -69,7 +73,8 @@ class ForkLearner(ThroughSampler):
         "stretches": (-0.5, 0.5),
         "side_weight": 0.4,
         "updates": 32,
-        "update_size": 256,
+        "update_size": 512,
+        "realism": 1.0,
         "weight_decay": 0.1,
         "max_grad_norm": 0.5,
         "recompute": True,
@@ -110,6 +115,8 @@ class ForkLearner(ThroughSampler):
         self.gate = Gate(len(self.plans.sizes), inputs, self.plans.more)
         nothing = no_looks(inputs, len(self.plans.more), self.core.quality.real.shape[1])
         self.looks = [nothing] * len(self.plans.sizes)
+        self.manifold = Manifold(self.core.quality.real)
+        self.real = moments(self.core.quality.real.cpu())
         self._next_plans: list[int] = []
         self._order = torch.randperm(self.core.num_images, generator=self.generator)
         return {"gate": self.gate, "tree": self.plans}
@@ -183,22 +190,38 @@ class ForkLearner(ThroughSampler):
         with torch.no_grad():
             drawn = self._draw(images.to(core.rows.device), plan, stretched=True)
             features = torch.stack([core.quality.features(x0) for x0 in drawn.results], 1)
-            to_real = torch.stack([torch.cdist(f, core.quality.real).mean(1) for f in features.unbind(1)], 1)
-            new = Looks(drawn.entries, features.half().cpu(), to_real.cpu())
+            inside = torch.stack([self.manifold.membership(f) for f in features.unbind(1)], 1)
+            new = Looks(drawn.entries, features.half().cpu(), inside.cpu())
             self.looks[plan] = self.looks[plan].and_more(new)
             self.gate.usual(plan, self.looks[plan].entries)
         looked = torch.tensor([len(looks.entries) > 0 for looks in self.looks])
         known = [c for c, chances in enumerate(self.plans.weights) if bool(looked[chances > 0].all())]
-        told = []
-        for _ in range(int(self.hyperparameters["updates"]) if known else 0):
-            told.append(self._update(known[int(torch.randint(len(known), (1,), generator=self.generator))]))
-        if not told:
+        if not known:
             return {}
-        gain, left_plan = torch.tensor(told).mean(0).tolist()
-        return {"gate/gain": gain, "gate/leaves_plan": left_plan}
+        # Chances change little within a round: one slope of the distance serves all its steps.
+        drawn_now = {budget: self._population(budget) for budget in known}
+        slopes = {budget: slope(found, self.real) for budget, found in drawn_now.items()}
+        far = sum(distance(found, self.real) for found in drawn_now.values()) / len(known)
+        left_plan = 0.0
+        for _ in range(int(self.hyperparameters["updates"])):
+            budget = known[int(torch.randint(len(known), (1,), generator=self.generator))]
+            left_plan += self._update(budget, slopes[budget]) / int(self.hyperparameters["updates"])
+        return {"gate/distance": far, "gate/leaves_plan": left_plan}
 
-    def _update(self, budget: int) -> tuple[float, float]:
-        """One step down E(π) at equal cost; by how much E is below the plans', and who leaves them.
+    @torch.no_grad()
+    def _population(self, budget: int) -> Moments:
+        """Moments of all that was looked at, drawn as the gate has it."""
+        population = Population()
+        for plan, share in enumerate(self.plans.weights[budget].tolist()):
+            if share > 0:
+                looks = self.looks[plan]
+                worth = self.gate(torch.full((len(looks.entries),), plan), looks.entries)
+                taken = self.gate.chances(worth, self.gate.price(worth, chance=True))
+                population.add(looks.results, taken, share)
+        return population.moments()
+
+    def _update(self, budget: int, falls: Slope) -> float:
+        """One step down the slope of the distance, at equal cost; the share that leaves the plans.
 
         ``budget``: which one; its plans are dealt to as many noises as a step looks at.
         """
@@ -210,20 +233,15 @@ class ForkLearner(ThroughSampler):
         looks = deal(self.looks, plan, chosen)
         worth = self.gate(plan, looks.entries)
         with torch.no_grad():
-            population = Population(looks.results.float(), looks.to_real)
             taken = self.gate.chances(worth, self.gate.price(worth, chance=True))
-            alike = torch.zeros_like(taken)
-            alike[:, self.plans.home] = 1
-            gain = population.witness(taken)
-            gain = gain - gain.mean(1, keepdim=True)
-            gain = gain / gain.std().clamp(min=1e-9)
+            gain = -_standard(falls(looks.results.flatten(0, 1)).reshape(taken.shape))
+            gain = gain + float(self.hyperparameters["realism"]) * _standard(looks.inside.double())
         self._descend(-self.gate.climb(worth, gain), list(self.gate.parameters()))
         shrink = 1 - self.optimizer.param_groups[0]["lr"] * float(self.hyperparameters["weight_decay"])
         with torch.no_grad():  # decoupled weight decay (Loshchilov and Hutter 2019)
             for parameter in self.gate.parameters():
                 parameter.mul_(shrink)
-        saved = population.energy(alike) - population.energy(taken)
-        return saved, float(1 - taken[:, self.plans.home].mean())
+        return float(1 - taken[:, self.plans.home].mean())
 
     def _next_plan(self) -> int:
         """Every plan in turn, in an order that changes."""
@@ -295,4 +313,7 @@ class ForkLearner(ThroughSampler):
         self.looks = [Looks(**under(tensors, f"looks.{row}.")) for row in range(len(self.looks))]
 
 
-__all__ = ["ForkLearner"]
+def _standard(score: Tensor) -> Tensor:
+    """What of a score (R, B) depends on the branch, in units of its deviation."""
+    off = score - score.mean(1, keepdim=True)
+    return off / off.std().clamp(min=1e-9)

@@ -18,12 +18,12 @@ class Looks(NamedTuple):
     Args:
         entries: (M, D) what images showed at the fork.
         results: (M, B, F) features of what each branch made of them, half precision.
-        to_real: (M, B) their mean distance from real images.
+        inside: (M, B) their membership in the manifold of real images.
     """
 
     entries: Tensor
     results: Tensor
-    to_real: Tensor
+    inside: Tensor
 
     def and_more(self, other: Looks) -> Looks:
         """These and then the others."""

@@ -1,15 +1,14 @@
-"""How far a set of images is from real ones that is drawn along branches with given chances, and the slope.
+"""A set of images that is drawn along branches with given chances: its moments, by which a gate learns.
 
-With d(i, b) the mean distance of image i's result on branch b from real images, and π(i, b) its chance, the
-energy distance (Székely and Rizzo 2013) of what is drawn is, but for a constant of the real images,
+With π(i, b) the chance that image i takes branch b, and f(i, b) what it becomes there, the set has
 
-    E(π) = 2·mean_i Σ_b π(i, b)·d(i, b) − mean_{i≠j} Σ_b Σ_c π(i, b)·π(j, c)·‖f(i, b) − f(j, c)‖.
+    μ(π) = mean_i Σ_b π(i, b)·f(i, b),   Σ(π) = mean_i Σ_b π(i, b)·f(i, b) f(i, b)ᵀ − μ(π) μ(π)ᵀ,
 
-A score that stays as it is while chances move (a witness of what *was* drawn) would send everyone the same
-way, past the best. Here the second term moves with them. Pairs of different images alone: batches estimate
-it without bias.
+and so a Fréchet distance that is a smooth function of all chances. Its first variation at π
+(:mod:`envs.rewards.frechet`) says what each result would change, and moves with π: a score that stays as it
+is while chances move (a witness of what *was* drawn) would send everyone the same way, past the best.
 
-Shapes: R images; B branches; F features.
+Shapes: M images; B branches; F features.
 """
 
 from __future__ import annotations
@@ -17,33 +16,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from envs.rewards.frechet import Moments
+
 
 class Population:
-    """Results of R images on B branches.
+    """Moments of images that are added part by part."""
 
-    Args:
-        results: (R, B, F) features.
-        to_real: (R, B) mean distance of each from real images.
-    """
+    def __init__(self) -> None:
+        self._weight = 0.0
+        self._first: Tensor | None = None
+        self._second: Tensor | None = None
 
-    def __init__(self, results: Tensor, to_real: Tensor) -> None:
-        size, ways = to_real.shape
-        flat = results.reshape(size * ways, -1)
-        apart = torch.cdist(flat, flat).reshape(size, ways, size, ways)
-        same = torch.arange(size)
-        apart[same, :, same] = 0
-        self._apart = apart.reshape(size * ways, size * ways).double() / max(size - 1, 1)
-        self._to_real = to_real.double()
+    def add(self, results: Tensor, chances: Tensor, weight: float = 1.0) -> None:
+        """Images that make up a share ``weight`` of all: ``results`` (M, B, F), ``chances`` (M, B)."""
+        flat = results.flatten(0, 1).float()
+        each = chances.reshape(-1, 1).to(flat) * (weight / len(results))
+        first, second = (each * flat).double().sum(0), ((each * flat).T @ flat).double()
+        self._first = first if self._first is None else self._first + first
+        self._second = second if self._second is None else self._second + second
+        self._weight += weight
 
-    def _from_others(self, chances: Tensor) -> Tensor:
-        """(R, B): mean distance from what the other images draw."""
-        return (self._apart @ chances.double().flatten()).reshape(chances.shape)
-
-    def energy(self, chances: Tensor) -> float:
-        """E(π) of ``chances`` (R, B)."""
-        each = 2 * self._to_real - self._from_others(chances)
-        return float((chances * each).sum(1).mean())
-
-    def witness(self, chances: Tensor) -> Tensor:
-        """(R, B): by how much each result is nearer to real images than to what is drawn: −R/2·∂E/∂π."""
-        return self._from_others(chances) - self._to_real
+    def moments(self) -> Moments:
+        """Mean (F,) and covariance (F, F), float64."""
+        assert self._first is not None
+        assert self._second is not None
+        mean = self._first / self._weight
+        return mean, self._second / self._weight - torch.outer(mean, mean)

@@ -21,8 +21,7 @@ def run(config: SearchConfig) -> None:
 
     import torch
 
-    from agents.search import ORDER_1, SEARCHES
-    from agents.search.base import Search
+    from agents.search import ORDER_1, make_search, read_search
     from stepdrop_rl.device import resolve_device
     from stepdrop_rl.models.unet import load_model
     from stepdrop_rl.runs import run_folder
@@ -31,13 +30,13 @@ def run(config: SearchConfig) -> None:
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import require_writable, write_json
 
-    method: Search = SEARCHES.load(config.method)
+    method = make_search(config.method)
     solver = make_solver(config.solver)
     device = resolve_device(config.device)
     model = load_model(
         config.model or config.data.name, device, precision=config.precision, dataset=config.data.name
     )
-    name = f"{config.method}-{config.solver.replace(':', '-')}-{config.nfe}"
+    name = f"{config.method}-{config.solver}-{config.nfe}".replace(":", "-")
     path = (
         Path(config.output) if config.output else run_folder(model.info.dataset, "schedules") / f"{name}.json"
     )
@@ -83,7 +82,7 @@ def run(config: SearchConfig) -> None:
             f"the bound on looking: {found.objective:.6g}, each noise by its own schedule, against "
             f"{found.shared:.6g}, all of them by the one of oss"
         )
-    if config.method in ORDER_1 and config.solver != "ddim":
+    if read_search(config.method)[0] in ORDER_1 and config.solver != "ddim":
         print(f"found with order-1 jumps, for {config.solver} too")
     print(f"objective {found.objective:.6g}; {ground.evaluations:,} network evaluations in {seconds:.0f} s")
     if where:

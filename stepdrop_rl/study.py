@@ -66,7 +66,7 @@ def _check(config: StudyConfig) -> None:
     """Names are checked before anything is loaded."""
     from agents import ALGORITHMS, BASELINES
     from agents.fixed import whole
-    from agents.search import ORACLES, SEARCHES
+    from agents.search import ORACLES, read_search
     from envs.errors import UserError
     from envs.registry import unknown_name
     from stepdrop_rl.arena import TUNED
@@ -79,8 +79,7 @@ def _check(config: StudyConfig) -> None:
     for name, entry in config.policies.items():
         ALGORITHMS[entry.get("algo", name)]
     for name in config.searches:
-        SEARCHES[name]
-        if name in ORACLES:
+        if read_search(name)[0] in ORACLES:
             raise UserError(
                 f"{name} finds schedules of training noises: experts to clone, no rivals to judge"
             )

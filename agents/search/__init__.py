@@ -3,10 +3,22 @@
 A new method is a module with ``search(nfe, ground, seed) -> Found`` and a line here. What a method may ask of
 the model is :class:`agents.search.base.Ground`; the noise it sees is that of training, never the judge's.
 ``ORACLES`` find a schedule for each of these noises, of no use on others; those of ``ORDER_1`` search with
-order-1 (DDIM) jumps, whatever the solver that will run what they find.
+order-1 (DDIM) jumps, whatever the solver that will run what they find. A method of ``LENGTHENED`` may be told
+to search for longer, ``energy:effort=8``: with so many times its own network evaluations, roughly.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from envs.errors import UserError
+from envs.reference import Parser, number, read_reference
 from envs.registry import Registry
+
+if TYPE_CHECKING:
+    from agents.search.base import Search
 
 SEARCHES = Registry(
     "search method",
@@ -24,3 +36,30 @@ SEARCHES = Registry(
 
 ORACLES = frozenset({"oss_oracle"})
 ORDER_1 = frozenset({"gits", "oss", "oss_oracle"})
+LENGTHENED = frozenset({"ld3", "energy", "blackbox", "mixture"})
+
+
+def _effort(text: str) -> float:
+    effort = number(text)
+    if not 0 < effort < float("inf"):
+        raise UserError(f"must be positive, not '{text}'")
+    return effort
+
+
+def _settings_of(method: str) -> Mapping[str, Parser]:
+    SEARCHES[method]  # there must be one of this name
+    return {"effort": _effort} if method in LENGTHENED else {}
+
+
+def read_search(reference: str) -> tuple[str, float]:
+    """The method that ``reference`` names, and its effort; :class:`UserError` where there is no such one."""
+    method, values = read_reference("search method", reference, _settings_of)
+    return method, values.get("effort", 1.0)
+
+
+def make_search(reference: str) -> Search:
+    """Return the search that ``reference`` names; :class:`UserError` as of :func:`read_search`."""
+    method, effort = read_search(reference)
+    search = SEARCHES.load(method)
+    found: Search = partial(search, effort=effort) if method in LENGTHENED else search
+    return found

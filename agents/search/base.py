@@ -93,4 +93,10 @@ def require_points(method: str, nfe: int, grid: int) -> None:
         raise UserError(f"{method} chooses among {grid} points: nfe must be at most {grid}, not {nfe}")
 
 
+def at_effort(count: int, effort: float) -> int:
+    """What is ``count`` at effort 1; at least one."""
+    return max(1, round(count * effort))
+
+
 Search = Callable[[int, Ground, int], Found]
+"""From the number of evaluations, a model and a seed to what was found."""

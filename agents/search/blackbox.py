@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from agents.search.base import Found, Ground
+from agents.search.base import Found, Ground, at_effort
 
 NUM_IMAGES = 512
 CANDIDATES = 96  # schedules tried
@@ -32,6 +32,15 @@ def _times(gaps: Tensor, ground: Ground, first: float, most: float) -> Tensor | 
     """Times of log gaps (K − 1,) in lam; None where they leave the model's table."""
     lam = first + torch.cat((torch.zeros(1, dtype=torch.float64), torch.cumsum(torch.exp(gaps), 0)))
     return None if float(lam[-1]) > most else ground.scale.time_of(lam)
+
+
+def near(times: list[float], ground: Ground, width: float, generator: torch.Generator) -> list[float] | None:
+    """A step of this ``width`` in the log gaps of ``times`` away; None where it leaves the model's table."""
+    first, most = ground.scale.lam(torch.tensor([ground.t_start, 0.0], dtype=torch.float64)).tolist()
+    gaps = ground.scale.lam(torch.tensor(times, dtype=torch.float64)).diff().log()
+    step = torch.randn(len(gaps), generator=generator, dtype=torch.float64)
+    found = _times(gaps + width * step, ground, first, most)
+    return None if found is None else found.tolist()
 
 
 def explore(nfe: int, ground: Ground, seed: int, candidates: int) -> Explored:
@@ -65,11 +74,11 @@ def explore(nfe: int, ground: Ground, seed: int, candidates: int) -> Explored:
     return Explored(ranked, tuple(trace))
 
 
-def search(nfe: int, ground: Ground, seed: int) -> Found:
-    """Return the best of :data:`CANDIDATES` schedules."""
+def search(nfe: int, ground: Ground, seed: int, effort: float = 1.0) -> Found:
+    """Return the best of :data:`CANDIDATES` × ``effort`` schedules."""
     if nfe == 1:
         only = torch.tensor([ground.t_start], dtype=torch.float64)
         return Found([ground.t_start], ground.distance(only, NUM_IMAGES))
-    explored = explore(nfe, ground, seed, CANDIDATES)
+    explored = explore(nfe, ground, seed, at_effort(CANDIDATES, effort))
     value, times = explored.ranked[0]
     return Found(times, value, trace=explored.trace)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.search.base import Found, Ground
+from agents.search.base import Found, Ground, at_effort
 
 STEPS = 240
 BATCH = 64
@@ -41,13 +41,14 @@ def _times(theta: Tensor, ground: Ground, ends: Tensor) -> Tensor:
     return torch.cat((theta.new_full((1,), ground.t_start), later))
 
 
-def search(nfe: int, ground: Ground, seed: int) -> Found:
+def search(nfe: int, ground: Ground, seed: int, effort: float = 1.0) -> Found:
     """Return the schedule whose results are near their teachers' and, together, near the real images."""
     if nfe == 1:
         return Found([ground.t_start], 0.0)
+    steps, training = at_effort(STEPS, effort), at_effort(NUM_TRAINING, effort)
     fine = torch.linspace(ground.t_start, ground.t_end, TEACHER_POINTS, dtype=torch.float64)
     with torch.no_grad():
-        wanted = ground.features(ground.draw(fine, range(NUM_TRAINING)))
+        wanted = ground.features(ground.draw(fine, range(training)))
     real = ground.real_features(2 * NUM_REAL)
     typical = torch.cdist(real[::2], real[1::2]).median()
     even = torch.linspace(ground.t_start, ground.t_end, nfe, dtype=torch.float64)
@@ -57,9 +58,9 @@ def search(nfe: int, ground: Ground, seed: int) -> Found:
     optimizer = torch.optim.Adam([theta], LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
     trace = []
-    for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / STEPS)
-        images = torch.randint(NUM_TRAINING, (BATCH,), generator=generator)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
+        images = torch.randint(training, (BATCH,), generator=generator)
         against = real[torch.randint(len(real), (NUM_REAL,), generator=generator)]
         features = ground.features(ground.draw(_times(theta, ground, ends), images.tolist()))
         astray = (features - wanted[images]).square().sum(1).clamp(min=1e-12).sqrt().mean()
@@ -70,5 +71,5 @@ def search(nfe: int, ground: Ground, seed: int) -> Found:
         trace.append(float(loss.detach()))
     with torch.no_grad():
         times = _times(theta, ground, ends)
-    last = trace[-(STEPS // 6) :]
+    last = trace[-max(1, steps // 6) :]
     return Found(times.tolist(), sum(last) / len(last), trace=tuple(trace))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.search.base import Found, Ground
+from agents.search.base import Found, Ground, at_effort
 
 NUM_TRAINING = 48
 NUM_HELD_BACK = 48
@@ -32,13 +32,14 @@ def _schedule(theta: Tensor, offset: Tensor, ground: Ground, ends: Tensor) -> tu
     return ground.scale.time_of(lam), ground.scale.time_of(moved.clamp(ends[0], ends[1]))
 
 
-def search(nfe: int, ground: Ground, seed: int) -> Found:
+def search(nfe: int, ground: Ground, seed: int, effort: float = 1.0) -> Found:
     """Return the schedule whose results have features nearest to the teacher's."""
     ends = ground.scale.lam(torch.tensor([ground.t_start, ground.t_end], dtype=torch.float64))
     if nfe <= 2:
         return Found([ground.t_start, ground.t_end][:nfe], 0.0)
     fine = torch.linspace(ground.t_start, ground.t_end, TEACHER_POINTS, dtype=torch.float64)
-    count = NUM_TRAINING + NUM_HELD_BACK
+    training, held = at_effort(NUM_TRAINING, effort), at_effort(NUM_HELD_BACK, effort)
+    count = training + held
     with torch.no_grad():
         wanted = ground.features(ground.draw(fine, range(count)))
     theta = torch.zeros(nfe, dtype=torch.float64, requires_grad=True)
@@ -51,12 +52,12 @@ def search(nfe: int, ground: Ground, seed: int) -> Found:
         drawn = ground.features(ground.draw(times, images, network_times=told))
         return (drawn - wanted[images]).square().mean()
 
-    held_back = list(range(NUM_TRAINING, count))
+    held_back = list(range(training, count))
     with torch.no_grad():
         best, kept = float(loss(held_back)), (theta.detach().clone(), offset.detach().clone())
     trace, waiting = [best], 0
     for _ in range(EPOCHS):
-        for chosen in torch.randperm(NUM_TRAINING, generator=generator).split(BATCH):
+        for chosen in torch.randperm(training, generator=generator).split(BATCH):
             optimizer.zero_grad()
             loss(chosen.tolist()).backward()
             optimizer.step()

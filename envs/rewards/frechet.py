@@ -24,6 +24,7 @@ from envs.rewards.generated import GeneratedSet
 
 REFRESH = 256  # results of a price bin between two estimates of its statistics
 _FLOOR = 1e-6  # of eigenvalues, relative to the largest
+_LEAST = 1e-12  # eigenvalue, where all are next to nothing: a set of images that are all the same
 
 
 class Slope(NamedTuple):
@@ -43,27 +44,32 @@ class Slope(NamedTuple):
 def root(matrix: Tensor, power: float) -> Tensor:
     """A power of a symmetric positive matrix; its smallest eigenvalues are held up."""
     values, vectors = torch.linalg.eigh(matrix)
-    values = values.clamp(min=_FLOOR * float(values[-1]))
+    values = values.clamp(min=max(_FLOOR * float(values[-1]), _LEAST))
     return (vectors * values**power) @ vectors.T
 
 
-def _moments(f: Tensor) -> tuple[Tensor, Tensor]:
+Moments = tuple[Tensor, Tensor]
+"""Mean (F,) and covariance (F, F), float64."""
+
+
+def moments(f: Tensor) -> Moments:
+    """Those of features (G, F)."""
     f = f.double()
     return f.mean(0), torch.cov(f.T)
 
 
-def slope(generated: Tensor, real: tuple[Tensor, Tensor]) -> Slope:
-    """The first variation of the Fréchet distance at features ``generated`` (G, F); ``real``: its moments."""
-    mean, covariance = _moments(generated)
+def slope(generated: Moments, real: Moments) -> Slope:
+    """The first variation of the Fréchet distance at ``generated``."""
+    mean, covariance = generated
     half = root(real[1], 0.5)
     carry = half @ root(half @ covariance @ half, -0.5) @ half
     quadratic = torch.eye(len(mean), dtype=torch.float64, device=mean.device) - carry
     return Slope(mean, 2 * (mean - real[0]), quadratic, (quadratic * covariance).sum())
 
 
-def distance(generated: Tensor, real: tuple[Tensor, Tensor]) -> float:
+def distance(generated: Moments, real: Moments) -> float:
     """The Fréchet distance itself."""
-    mean, covariance = _moments(generated)
+    mean, covariance = generated
     half = root(real[1], 0.5)
     cross = torch.linalg.eigvalsh(half @ covariance @ half).clamp(min=0).sqrt().sum()
     spread = covariance.trace() + real[1].trace() - 2 * cross
@@ -78,7 +84,7 @@ class FrechetSlope:
     def __init__(self, ground: Ground, num_rows: int) -> None:
         self.ground = ground
         self.generated = GeneratedSet(ground, num_rows)
-        self.real = _moments(ground.real)
+        self.real = moments(ground.real)
         self._slopes: dict[int, Slope] = {}  # by version
         self._version = torch.zeros(num_rows, dtype=torch.int64, device=ground.teacher.device)
         self._latest: dict[int, tuple[int, int]] = {}  # price bin → its newest version, results it had seen
@@ -116,7 +122,7 @@ class FrechetSlope:
         for b in bins.unique().tolist():
             added = self.generated.added(b)
             if b not in self._latest or added - self._latest[b][1] >= REFRESH:
-                self._slopes[self._next] = slope(self.generated.window(b), self.real)
+                self._slopes[self._next] = slope(moments(self.generated.window(b)), self.real)
                 self._latest[b] = (self._next, added)
                 self._next += 1
             self._version[rows[bins == b]] = self._latest[b][0]
@@ -139,4 +145,5 @@ class FrechetSlope:
     def gain(self) -> float:
         """By how much first evaluations are farther from the real images than full trajectories."""
         first = self.ground.features(self.ground.first)
-        return distance(first, self.real) - distance(self.ground.teacher_features[: len(first)], self.real)
+        full = self.ground.teacher_features[: len(first)]
+        return distance(moments(first), self.real) - distance(moments(full), self.real)

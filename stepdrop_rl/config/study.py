@@ -22,7 +22,7 @@ class StudyConfig(CommonConfig):
         nfe: Mean evaluations per image.
         policies: Name to {algo, seeds: how many, nfe: budgets if not all, plans: the search whose results
             'fork' begins with, if any, train: options of train_policy}.
-        searches: Methods of search, at whole budgets.
+        searches: Methods of search, at whole budgets; energy:effort=8 searches for so much longer.
         baselines: Agents of a budget; a * after the name: with the last time that suits it best. A file or
             a list of times is judged at the budget that is its count, with its solver.
         controls: What is taken away from each policy (its first seed) in turn: mode, mean_schedule, habit

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from envs.errors import UserError
+from envs.reference import Parser, number
 from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.solvers.base import Solver, Weights, data_weights
-from stepdrop_rl.solvers.reference import Parser, number, ramp
+from stepdrop_rl.solvers.reference import ramp
 
 
 class DDIM(Solver):

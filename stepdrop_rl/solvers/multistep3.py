@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from envs.reference import Parser, number
 from stepdrop_rl.diffusion import NoiseSchedule
 from stepdrop_rl.solvers.base import Solver, Weights
 from stepdrop_rl.solvers.exponential import growing
 from stepdrop_rl.solvers.multistep import Multistep
-from stepdrop_rl.solvers.reference import Parser, number
 
 
 class Multistep3(Solver):

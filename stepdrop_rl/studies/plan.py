@@ -158,10 +158,11 @@ def needs(config: StudyConfig, job: Job) -> list[Job]:
     return [replace(job, kind="train", nfe=0.0, control=None)]
 
 
-def _search_cost(method: str, nfe: float) -> float:
+def _search_cost(reference: str, nfe: float) -> float:
     """Of one search: what it draws once, and trajectories of ``nfe`` evaluations; xue draws nothing."""
-    from agents.search import blackbox, energy, gits, ld3, mixture, oss
+    from agents.search import blackbox, energy, gits, ld3, mixture, oss, read_search
 
+    method, effort = read_search(reference)
     once = {
         "gits": gits.NUM_IMAGES * gits.GRID,
         "oss": oss.NUM_IMAGES * oss.GRID**2 // 2,
@@ -172,9 +173,13 @@ def _search_cost(method: str, nfe: float) -> float:
         "ld3": min(_LD3_EPOCHS, ld3.EPOCHS) * (3 * ld3.NUM_TRAINING + ld3.NUM_HELD_BACK),
         "energy": _GRADIENT * energy.STEPS * energy.BATCH,
         "blackbox": blackbox.CANDIDATES * blackbox.NUM_IMAGES,
-        "mixture": 3 * (mixture.CANDIDATES * blackbox.NUM_IMAGES + mixture.BEST * mixture.NUM_IMAGES),
+        "mixture": 3 * mixture.CANDIDATES * blackbox.NUM_IMAGES
+        + len(mixture.WIDTHS) * mixture.CHILDREN * mixture.NUM_IMAGES,
     }
-    return once.get(method, 0) + passes.get(method, 0) * nfe
+    found = effort * (once.get(method, 0) + passes.get(method, 0) * nfe)
+    if method == "mixture":  # what may join it is found and drawn once
+        found += _search_cost("energy", nfe) + (3 * mixture.BEST + 1) * mixture.NUM_IMAGES * nfe
+    return found
 
 
 def cost(config: StudyConfig, job: Job, root: Path) -> float:
@@ -203,7 +208,7 @@ def _episode_cost(training: TrainPolicyConfig) -> float:
         h = {**ForkLearner.defaults, **training.hyperparameters}
         plan = (h["min_nfe"] + h["max_nfe"]) / 2
         if h["plans"]:  # given: the same number of times, of branches that cost the same
-            return float(_LOOK_NFE + 2 * len(h["stretches"]) * h["left"])
+            return float(_LOOK_NFE + ((1 + len(h["stretches"])) ** 2 - 1) * h["left"])
         sides, share = 2 * h["width"], float(h["times_share"])
         times = _GRADIENT * (plan + sides * h["left"])
         looks = plan + (sides + len(h["stretches"])) * h["left"]

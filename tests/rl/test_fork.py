@@ -1,7 +1,7 @@
 """Plans that fork: their times, what a look decides at what cost, and that both are learned."""
 
+import itertools
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from envs.errors import UserError
 from envs.observation import ENTRIES
 from envs.philox import Role
 from envs.rewards import REWARDS
+from envs.rewards.frechet import distance, moments, slope
 from stepdrop_rl.engine import Engine
 from stepdrop_rl.policies import load_policy, save_policy
 from stepdrop_rl.pricing import log_spaced, price_for
@@ -107,22 +108,23 @@ def test_times_stay_in_order_whatever_was_learned(scale):
             assert float(torch.cat((lam.detach(), torch.ones(1))).diff().min()) > 1e-7
 
 
-def test_endings_keep_the_schedule_and_move_one_gap():
+def test_endings_keep_the_schedule_and_move_its_first_and_last_gap():
     schedules = [torch.tensor([0, 0.2, 0.5, 0.9]), torch.tensor([0, 0.1, 0.3, 0.6, 1.0])]
     endings = Endings([4], schedules, torch.tensor([[0.25, 0.75]]), left=2, stretches=(-0.5, 0.5))
-    assert endings.more == [0] * 5
+    assert endings.more == [0] * 9
     plan, *ways = endings.lams(0)
     assert torch.equal(plan, schedules[0].double())
     assert all(torch.equal(way[:2], plan[:2]) for way in ways)
     gaps = torch.stack([torch.cat((way[1:], torch.ones(1))).diff() for way in (plan, *ways)])
-    torch.testing.assert_close(gaps.sum(1), torch.full((5,), 0.8).double())
+    torch.testing.assert_close(gaps.sum(1), torch.full((9,), 0.8).double())
     longer = (gaps[1:] / gaps[0]).log()  # of each gap, up to what all of a branch share
-    moved = torch.stack((longer[:2, 0] - longer[:2, 1], longer[2:, 2] - longer[2:, 1]))
-    torch.testing.assert_close(moved, torch.tensor([[-0.5, 0.5]] * 2).double())
-    # One that ends where the grid does has a last gap of next to nothing, and still five ways.
+    moved = torch.stack((longer[:, 0] - longer[:, 1], longer[:, 2] - longer[:, 1]), 1)
+    told = {(round(float(first), 6), round(float(last), 6)) for first, last in moved}
+    assert told | {(0, 0)} == set(itertools.product((-0.5, 0, 0.5), repeat=2))
+    # One that ends where the grid does has a last gap of next to nothing, and still nine ways.
     ways = endings.lams(1)
     assert all(float(torch.cat((way, torch.ones(1))).diff().min()) >= 0 for way in ways)
-    assert len({tuple(way.tolist()) for way in ways}) == 5
+    assert len({tuple(way.tolist()) for way in ways}) == 9
 
 
 def mixture_file(path, schedules, weights):
@@ -327,21 +329,33 @@ def test_the_validation_judge_looks_at_whole_numbers(problem, looked):
     assert prices == pytest.approx([many.tariff.price(k) for k in (15, 13, 11, 9, 7, 5, 3)])
 
 
-def looks_of(learner, entries, results):
-    """Looks whose results, (M, B), lie along the reward's first feature; real images lie around 0."""
-    real = learner.core.quality.real
-    features = torch.zeros(*results.shape, real.shape[1])
+def looks_of(learner, entries, results, variance=0.01):
+    """Looks whose results, (M, B), lie along the reward's first feature; real images lie around 0.
+
+    They have this ``variance`` in that feature, a small one in the others.
+    """
+    size = learner.core.quality.real.shape[1]
+    features = torch.zeros(*results.shape, size)
     features[..., 0] = results
-    real.zero_()
-    learner.looks[0] = Looks(entries, features.half(), features.norm(dim=2))
+    spread = torch.eye(size).double() * 0.01
+    spread[0, 0] = variance
+    learner.real = torch.zeros(size).double(), spread
+    learner.looks[0] = Looks(entries, features.half(), torch.zeros(results.shape))
     learner.gate.usual(0, entries)
     return learner
 
 
 def alone(problem, **hyperparameters):
-    """A learner of plans of four evaluations that looks alone; its real images may be changed."""
-    own = replace(problem, ground=replace(problem.ground, real=problem.ground.real.clone()))
-    return learner_of(own, "fork", times_share=0.0, min_nfe=4, max_nfe=4, **hyperparameters)[0]
+    """A learner of plans of four evaluations that looks alone."""
+    return learner_of(problem, "fork", times_share=0.0, min_nfe=4, max_nfe=4, **hyperparameters)[0]
+
+
+def descend(learner, steps):
+    """Down the distance; the share that leaves the plan at last."""
+    left = 0.0
+    for _ in range(steps):
+        left = learner._update(0, slope(learner._population(0), learner.real))
+    return left
 
 
 def shown_entries(count):
@@ -358,8 +372,7 @@ def test_the_gate_finds_whom_evaluations_help(problem):
     far = helped.float()
     results = torch.stack((far + 0.1, far, torch.zeros(2000)), 1)
     learner = looks_of(alone(problem, stretches=()), entries, results)
-    for _ in range(300):
-        learner._update(0)
+    descend(learner, 300)
     gate = policy_of(problem, learner).gate
     worth = gate(torch.zeros(2000).long(), entries)
     branch = gate.branches(worth, gate.prices[0])
@@ -367,32 +380,44 @@ def test_the_gate_finds_whom_evaluations_help(problem):
     assert float((branch[helped] == 2).double().mean()) > 0.9
     assert float((branch[~helped] == 0).double().mean()) > 0.9
     blind = looks_of(alone(problem, stretches=(), sees="schedule"), entries, results)
-    for _ in range(50):
-        blind._update(0)
+    descend(blind, 50)
     told = blind.gate(torch.zeros(2000).long(), entries).detach()
     assert float(told.std(0).max()) < 1e-5, "nobody is told apart"
 
 
 def test_the_gate_sends_some_the_other_way_where_all_would_be_too_many(problem):
-    # The plan draws everything at 1, a branch of the same cost at −1, and half of what is real lies at either
-    # side: a score of single images would praise −1 for everyone.
+    # The plan draws everything at 1, a branch of the same cost at −1, and what is real lies on both sides: a
+    # score of single images, with all at 1, would praise −1 for everyone.
     entries = shown_entries(1500)
     results = torch.tensor([5.0, 1.0, 5.0, -1.0]).expand(1500, 4)
-    learner = looks_of(alone(problem, stretches=(0.5,), weight_decay=0.0), entries, results)
-    to_real = learner.looks[0].results.float()[..., 0].abs().clamp(max=4) + (results == 5.0)
-    learner.looks[0] = learner.looks[0]._replace(to_real=to_real)
-    for _ in range(300):
-        saved, left = learner._update(0)
-    # Half of them each: E falls by half the distance of the two.
-    assert saved == pytest.approx(1.0, abs=0.05)
+    learner = looks_of(alone(problem, stretches=(0.5,), weight_decay=0.0), entries, results, 1.0)
+    before = distance(learner._population(0), learner.real)
+    left = descend(learner, 300)
     assert left == pytest.approx(0.5, abs=0.1)
+    # Half of them each have mean and variance of what is real in this feature.
+    others = 0.01 * (len(learner.real[0]) - 1)
+    assert distance(learner._population(0), learner.real) == pytest.approx(others, abs=0.05) != before
+
+
+def test_of_results_that_are_alike_the_gate_takes_the_realistic(problem):
+    entries = shown_entries(500)
+    helped = entries[:, 5] > 0
+    taken = {}
+    for weight in (0.0, 1.0):
+        learner = looks_of(alone(problem, stretches=(0.5,), realism=weight), entries, torch.ones(500, 4))
+        inside = torch.zeros(500, 4)
+        inside[helped, 3] = 1.0
+        learner.looks[0] = learner.looks[0]._replace(inside=inside)
+        descend(learner, 200)
+        worth = learner.gate(torch.zeros(500).long(), entries)
+        taken[weight] = learner.gate.chances(worth, 0.0)[helped, 3].mean()
+    assert float(taken[1.0]) > 0.9 > 0.6 > float(taken[0.0])
 
 
 def test_where_all_branches_are_alike_it_keeps_to_the_plan(problem):
     entries = shown_entries(500)
     learner = looks_of(alone(problem), entries, torch.ones(500, 5))
-    for _ in range(50):
-        learner._update(0)
+    descend(learner, 50)
     gate = policy_of(problem, learner).gate
     worth = gate(torch.zeros(500).long(), entries)
     assert float((gate.branches(worth, gate.prices[0]) == 1).double().mean()) > 0.95
@@ -408,28 +433,38 @@ def test_looks_are_dealt_each_at_its_plan():
     assert looks[0].entries[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_the_energy_of_a_population_is_that_of_its_pairs():
+def test_a_population_has_the_moments_of_what_is_drawn():
     generator = torch.Generator().manual_seed(0)
-    results = torch.randn(5, 3, 4, generator=generator).double()
-    real = torch.randn(20, 4, generator=generator).double()
-    to_real = torch.stack([torch.cdist(results[:, b], real).mean(1) for b in range(3)], 1)
+    results = torch.randn(400, 3, 4, generator=generator)
+    branch = torch.randint(3, (400,), generator=generator)
+    taken = results[torch.arange(400), branch]
+    population = Population()  # in two parts, and of a plan that has three quarters of all
+    chances = torch.nn.functional.one_hot(branch, 3).double()
+    population.add(results[:300], chances[:300], 0.75)
+    population.add(results[300:], chances[300:], 0.25)
+    mean, covariance = moments(taken)
+    torch.testing.assert_close(population.moments()[0], mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(population.moments()[1], covariance * 399 / 400, rtol=0, atol=1e-5)
+
+
+def test_the_slope_at_a_population_is_that_of_its_chances():
+    generator = torch.Generator().manual_seed(1)
+    results = torch.randn(5, 3, 2, generator=generator)
     chances = torch.rand(5, 3, generator=generator).double().softmax(1)
-    population = Population(results, to_real)
-    among = sum(
-        float(chances[i, b] * chances[j, c] * (results[i, b] - results[j, c]).norm())
-        for i in range(5)
-        for j in range(5)
-        for b in range(3)
-        for c in range(3)
-        if i != j
-    )
-    expected = 2 * float((chances * to_real).sum(1).mean()) - among / 20
-    assert population.energy(chances) == pytest.approx(expected, rel=1e-6)
-    # Its witness is −R/2 times its slope.
+    real = torch.tensor([0.5, -0.5]).double(), torch.tensor([[2.0, 0.3], [0.3, 1.0]]).double()
+
+    def far(chances):
+        population = Population()
+        population.add(results, chances)
+        return distance(population.moments(), real)
+
+    population = Population()
+    population.add(results, chances)
+    worth = slope(population.moments(), real)(results.flatten(0, 1)).reshape(5, 3)
     step = torch.zeros_like(chances)
-    step[2, 1] = 1e-4
-    slope = (population.energy(chances + step) - population.energy(chances - step)) / 2e-4
-    assert float(population.witness(chances)[2, 1]) == pytest.approx(-2.5 * slope, rel=1e-6)
+    step[2, 1], step[2, 0] = 1e-2, -1e-2  # from one branch to another
+    derivative = (far(chances + step) - far(chances - step)) / 2e-2
+    assert derivative == pytest.approx(float(worth[2, 1] - worth[2, 0]) / 5, rel=1e-2)
 
 
 @pytest.mark.parametrize("solver", ["multistep", "ddim"])

@@ -5,7 +5,7 @@ import torch
 
 from envs.rewards import REWARDS
 from envs.rewards.base import Candidates, Ground, WeightedQuality
-from envs.rewards.frechet import _moments, distance, slope
+from envs.rewards.frechet import distance, moments, slope
 from stepdrop_rl.metrics.distances import frechet_distance, statistics
 
 F = 6
@@ -18,7 +18,7 @@ DRAWN = 0.7 * REAL[:300] + 0.4 + 0.3 * torch.randn(300, F, generator=GENERATOR, 
 
 
 def test_the_distance_is_torch_fidelitys():
-    assert distance(DRAWN, _moments(REAL)) == pytest.approx(
+    assert distance(moments(DRAWN), moments(REAL)) == pytest.approx(
         frechet_distance(DRAWN, statistics(REAL)), rel=1e-6
     )
 
@@ -35,7 +35,7 @@ def mixed_distance(f, weight):
 
 
 def test_the_slope_is_the_derivative_of_the_distance_by_mixing():
-    found = slope(DRAWN, _moments(REAL))
+    found = slope(moments(DRAWN), moments(REAL))
     step = 1e-5
     for f in (DRAWN[3], REAL[7], 5 * torch.ones(F, dtype=torch.float64)):
         derivative = (mixed_distance(f, step) - mixed_distance(f, -step)) / (2 * step)
@@ -43,13 +43,13 @@ def test_the_slope_is_the_derivative_of_the_distance_by_mixing():
 
 
 def test_the_slope_averages_zero_over_the_set_itself():
-    found = slope(DRAWN, _moments(REAL))
+    found = slope(moments(DRAWN), moments(REAL))
     scale = float(found(DRAWN).abs().mean())
     assert abs(float(found(DRAWN).mean())) < 0.01 * scale  # a covariance with n − 1 for n
 
 
 def test_at_the_real_set_the_slope_vanishes():
-    found = slope(REAL, _moments(REAL))
+    found = slope(moments(REAL), moments(REAL))
     assert float(found(DRAWN).abs().max()) < 1e-6
 
 

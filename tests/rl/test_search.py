@@ -9,7 +9,19 @@ import pytest
 import torch
 
 from agents.fixed import FixedSchedule
-from agents.search import SEARCHES, blackbox, energy, gits, ld3, mixture, oss, xue
+from agents.search import (
+    LENGTHENED,
+    SEARCHES,
+    blackbox,
+    energy,
+    gits,
+    ld3,
+    make_search,
+    mixture,
+    oss,
+    read_search,
+    xue,
+)
 from envs.errors import UserError
 from envs.philox import Role
 from stepdrop_rl.diffusion import NoiseSchedule
@@ -351,3 +363,42 @@ def test_small_budgets_are_served_too(monkeypatch, name, nfe):
 def test_unknown_methods_are_said():
     with pytest.raises(UserError, match="did you mean 'gits'"):
         SEARCHES.load("git")
+
+
+# --- effort ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", sorted(LENGTHENED))
+def test_effort_multiplies_a_searchs_evaluations(method, monkeypatch):
+    for module, name, value in [
+        (ld3, "EPOCHS", 1),
+        (energy, "STEPS", 2),
+        (energy, "NUM_TRAINING", 4),
+        (blackbox, "NUM_IMAGES", 8),
+        (blackbox, "CANDIDATES", 16),
+        (mixture, "CANDIDATES", 16),
+        (mixture, "BEST", 1),
+        (mixture, "NUM_IMAGES", 8),
+    ]:
+        monkeypatch.setattr(module, name, value)
+    spent = []
+    for reference in (method, f"{method}:effort=3"):
+        ground = ModelGround(load_model("digits"), SOLVERS.load("ddim")())
+        found = make_search(reference)(3, ground, 0)
+        spent.append(ground.evaluations)
+        assert len(found.times) <= 4
+    assert 2.5 * spent[0] < spent[1] <= 6 * spent[0]
+
+
+def test_an_effort_that_makes_no_sense_is_refused():
+    assert read_search("oss") == ("oss", 1.0)
+    assert read_search("energy:effort=8") == ("energy", 8.0)
+    for reference, said in [
+        ("energi", "did you mean 'energy'"),
+        ("energy:effort=0", "must be positive"),
+        ("energy:effort=much", "needs a number"),
+        ("energy:steps=8", "unknown setting"),
+        ("xue:effort=2", "takes no settings"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            read_search(reference)
