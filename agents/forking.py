@@ -183,30 +183,33 @@ class ForkLearner(ThroughSampler):
 
     def _learn_gate(self) -> dict[str, float]:
         """All branches of every row, for one plan; then steps on all looks so far."""
-        core, plan = self.core, self._next_plan()
-        # Every noise in turn, the same ones at all plans: one that was seen already teaches nothing new.
-        turn = (torch.arange(len(core.rows)) + len(self.looks[plan].entries)) % core.num_images
-        images = self._order[turn]
-        with torch.no_grad():
-            drawn = self._draw(images.to(core.rows.device), plan, stretched=True)
-            features = torch.stack([core.quality.features(x0) for x0 in drawn.results], 1)
-            inside = torch.stack([self.manifold.membership(f) for f in features.unbind(1)], 1)
-            new = Looks(drawn.entries, features.half().cpu(), inside.cpu())
-            self.looks[plan] = self.looks[plan].and_more(new)
-            self.gate.usual(plan, self.looks[plan].entries)
+        self._look(self._next_plan())
         looked = torch.tensor([len(looks.entries) > 0 for looks in self.looks])
         known = [c for c, chances in enumerate(self.plans.weights) if bool(looked[chances > 0].all())]
         if not known:
             return {}
         # Chances change little within a round: one slope of the distance serves all its steps.
-        drawn_now = {budget: self._population(budget) for budget in known}
-        slopes = {budget: slope(found, self.real) for budget, found in drawn_now.items()}
-        far = sum(distance(found, self.real) for found in drawn_now.values()) / len(known)
-        left_plan = 0.0
+        drawn = {budget: self._population(budget) for budget in known}
+        slopes = {budget: slope(found, self.real) for budget, found in drawn.items()}
+        left_plan = []
         for _ in range(int(self.hyperparameters["updates"])):
             budget = known[int(torch.randint(len(known), (1,), generator=self.generator))]
-            left_plan += self._update(budget, slopes[budget]) / int(self.hyperparameters["updates"])
-        return {"gate/distance": far, "gate/leaves_plan": left_plan}
+            left_plan.append(self._update(budget, slopes[budget]))
+        far = sum(distance(found, self.real) for found in drawn.values()) / len(known)
+        return {"gate/distance": far, "gate/leaves_plan": sum(left_plan) / max(len(left_plan), 1)}
+
+    @torch.no_grad()
+    def _look(self, plan: int) -> None:
+        """Draw every row along all branches of a plan; keep what it showed and became."""
+        core = self.core
+        # Every noise in turn, the same ones at all plans: one that was seen already teaches nothing new.
+        turn = (torch.arange(len(core.rows)) + len(self.looks[plan].entries)) % core.num_images
+        drawn = self._draw(self._order[turn].to(core.rows.device), plan, stretched=True)
+        features = torch.stack([core.quality.features(x0) for x0 in drawn.results], 1)
+        inside = torch.stack([self.manifold.membership(f) for f in features.unbind(1)], 1)
+        new = Looks(drawn.entries, features.half().cpu(), inside.cpu())
+        self.looks[plan] = self.looks[plan].and_more(new)
+        self.gate.usual(plan, self.looks[plan].entries)
 
     @torch.no_grad()
     def _population(self, budget: int) -> Moments:

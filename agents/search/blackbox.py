@@ -34,15 +34,6 @@ def _times(gaps: Tensor, ground: Ground, first: float, most: float) -> Tensor | 
     return None if float(lam[-1]) > most else ground.scale.time_of(lam)
 
 
-def near(times: list[float], ground: Ground, width: float, generator: torch.Generator) -> list[float] | None:
-    """A step of this ``width`` in the log gaps of ``times`` away; None where it leaves the model's table."""
-    first, most = ground.scale.lam(torch.tensor([ground.t_start, 0.0], dtype=torch.float64)).tolist()
-    gaps = ground.scale.lam(torch.tensor(times, dtype=torch.float64)).diff().log()
-    step = torch.randn(len(gaps), generator=generator, dtype=torch.float64)
-    found = _times(gaps + width * step, ground, first, most)
-    return None if found is None else found.tolist()
-
-
 def explore(nfe: int, ground: Ground, seed: int, candidates: int) -> Explored:
     """Try about ``candidates`` schedules of two evaluations or more on :data:`NUM_IMAGES` training noises."""
     start = torch.tensor([ground.t_start, 0.0], dtype=torch.float64)

@@ -173,12 +173,11 @@ def _search_cost(reference: str, nfe: float) -> float:
         "ld3": min(_LD3_EPOCHS, ld3.EPOCHS) * (3 * ld3.NUM_TRAINING + ld3.NUM_HELD_BACK),
         "energy": _GRADIENT * energy.STEPS * energy.BATCH,
         "blackbox": blackbox.CANDIDATES * blackbox.NUM_IMAGES,
-        "mixture": 3 * mixture.CANDIDATES * blackbox.NUM_IMAGES
-        + len(mixture.WIDTHS) * mixture.CHILDREN * mixture.NUM_IMAGES,
+        "mixture": 3 * mixture.CANDIDATES * blackbox.NUM_IMAGES,
     }
     found = effort * (once.get(method, 0) + passes.get(method, 0) * nfe)
-    if method == "mixture":  # what may join it is found and drawn once
-        found += _search_cost("energy", nfe) + (3 * mixture.BEST + 1) * mixture.NUM_IMAGES * nfe
+    if method == "mixture":  # what may join it is drawn again, however many were tried
+        found += 3 * mixture.BEST * mixture.NUM_IMAGES * nfe
     return found
 
 

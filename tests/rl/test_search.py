@@ -372,13 +372,19 @@ def test_unknown_methods_are_said():
 def test_effort_multiplies_a_searchs_evaluations(method, monkeypatch):
     for module, name, value in [
         (ld3, "EPOCHS", 1),
+        (ld3, "NUM_TRAINING", 4),
+        (ld3, "NUM_HELD_BACK", 4),
+        (ld3, "TEACHER_POINTS", 4),
         (energy, "STEPS", 2),
         (energy, "NUM_TRAINING", 4),
+        (energy, "BATCH", 8),
+        (energy, "TEACHER_POINTS", 4),
         (blackbox, "NUM_IMAGES", 8),
         (blackbox, "CANDIDATES", 16),
         (mixture, "CANDIDATES", 16),
         (mixture, "BEST", 1),
         (mixture, "NUM_IMAGES", 8),
+        (mixture, "STEPS", 1),
     ]:
         monkeypatch.setattr(module, name, value)
     spent = []
