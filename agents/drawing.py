@@ -1,6 +1,6 @@
 """Drawing images along all branches of a plan at once: what they share is drawn once.
 
-Shapes: R images; B branches; D observation entries.
+Shapes: R images; B branches; T looks; D observation entries.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from envs.protocols import DifferentiableProcess, TimedTrajectories
 
 
 class Drawn(NamedTuple):
-    """What the branches brought: what was shown at the fork (R, D), and x0 (R, C, H, W) of each."""
+    """What the branches brought: what each look showed (R, T, D), and x0 (R, C, H, W) of each branch."""
 
     entries: Tensor
     results: list[Tensor]
@@ -31,6 +31,7 @@ def draw(
     fork: int,
     prices: Tensor,
     *,
+    looks: int = 1,
     recompute: bool,
 ) -> Drawn:
     """Draw images along branches; differentiable in their times.
@@ -39,24 +40,41 @@ def draw(
         process: What draws.
         grid: Of the decisions, in whose terms a look is told.
         images: (R,) ids.
-        ways: B times of evaluations, the first ``fork`` of them the same.
+        ways: B times of evaluations, the first ``fork`` of them the same, and one more of those that part at
+            the second look, and so on.
         fork: After how many evaluations branches part.
         prices: (R,) of an evaluation, as a look tells them.
+        looks: How many follow one another, with as many options each.
         recompute: As of the process.
     """
     trunk = process.timed(images, ways[0][:1].expand(len(images)), recompute=recompute)
     _follow(trunk, ways[0][1:fork])
-    with torch.no_grad():
-        # At any point: what a look shows stays the same up to the next one.
-        index = torch.full_like(images, len(grid) - 1)
-        seen = observe_from(grid, index, trunk.lam_anchor, trunk.nfe, prices, trunk.evidence())
-        entries = shown(seen.cpu(), len(grid)).entries
-    results = []
-    for way in ways:
-        branch = trunk.branch()
-        _follow(branch, way[fork:])
-        results.append(branch.x0())
-    return Drawn(entries, results)
+    options = round(len(ways) ** (1 / looks))
+    parted, entries = [(trunk, list(ways))], []
+    for at in range(fork, fork + looks):
+        entries += [_look(grid, one, prices) for one, _ in parted]
+        ahead = [(one, part) for one, group in parted for part in _parts(group, options)]
+        parted = [(one.branch(), part) for one, part in ahead]
+        for one, part in parted:
+            _follow(one, part[0][at : at + 1])
+    for one, (way,) in parted:
+        _follow(one, way[fork + looks :])
+    return Drawn(torch.stack(entries, 1), [one.x0() for one, _ in parted])
+
+
+def _parts(ways: Sequence[Tensor], count: int) -> list[list[Tensor]]:
+    """``ways`` in so many parts of equal size."""
+    size = len(ways) // count
+    return [list(ways[k * size : (k + 1) * size]) for k in range(count)]
+
+
+@torch.no_grad()
+def _look(grid: Grid, trajectories: TimedTrajectories, prices: Tensor) -> Tensor:
+    """(R, D) of what is shown: at any point, for it stays the same up to the next evaluation."""
+    index = torch.full_like(trajectories.nfe, len(grid) - 1, dtype=torch.int64)
+    evidence = trajectories.evidence()
+    seen = observe_from(grid, index, trajectories.lam_anchor, trajectories.nfe, prices, evidence)
+    return shown(seen.cpu(), len(grid)).entries
 
 
 def _follow(trajectory: TimedTrajectories, times: Tensor) -> None:

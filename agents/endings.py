@@ -1,8 +1,8 @@
 """Ways to end schedules that are given: a searched mixture's, say, whose members keep their chances.
 
-Of a schedule's gaps in λ beyond the fork, with the one behind its last evaluation, a branch makes the first
-``e^s`` times as long, the last, or both, each by its own s; together they fill what the schedule leaves.
-All cost what the schedule costs.
+A look may make the gap in λ that follows it ``e^s`` times as long; the rest of the gaps, with the one behind
+the last evaluation, share what that leaves as they did. The next look does the same with the next gap. All
+branches cost what the schedule costs.
 
 Shapes: R schedules; K evaluations of one.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -34,7 +33,8 @@ class Endings(Plans):
         schedules: R lists of λ, 0 at the first and at most 1 at the last, as many as a fork needs.
         weights: (C, R) chances of schedules at each budget.
         left: Evaluations that a schedule leaves after the fork.
-        stretches: s of the branches, for the first gap and for the last; 0 is among them without saying.
+        stretches: s of the options of a look; the first one, 0, goes without saying.
+        looks: How many follow one another, ``left`` at most.
     """
 
     def __init__(
@@ -44,26 +44,29 @@ class Endings(Plans):
         weights: Tensor,
         left: int,
         stretches: Sequence[float],
+        looks: int = 1,
     ) -> None:
-        super().__init__(
-            counts, [len(lam) for lam in schedules], weights, [0] * (1 + len(stretches)) ** 2, left
-        )
+        branches = (1 + len(stretches)) ** looks
+        super().__init__(counts, [len(lam) for lam in schedules], weights, [0] * branches, left, looks)
         self.schedules = [lam.double() for lam in schedules]
         self.stretches = tuple(stretches)
 
     def lams(self, row: int, *, stretched: bool = True) -> list[Tensor]:
         """λ of every branch's evaluations, the schedule's own first."""
-        lam, fork = self.schedules[row], self.fork(row)
-        found = [lam]
-        gaps = torch.cat((lam[fork - 1 :], lam.new_ones(1))).diff().clamp(min=CLOSEST)
-        ways = list(product((0.0, *self.stretches), repeat=2))[1:] if stretched else []
-        for first, last in ways:
-            way = gaps.clone()
-            way[0] *= math.exp(first)
-            way[-1] *= math.exp(last)
-            way = way / way.sum() * (1 - lam[fork - 1])
-            found.append(torch.cat((lam[:fork], lam[fork - 1] + way.cumsum(0)[:-1])))
-        return found
+        ways = [self.schedules[row]]
+        for at in range(self.fork(row), self.fork(row) + self.looks) if stretched else ():
+            ways = [_stretched(lam, at, s) for lam in ways for s in (0.0, *self.stretches)]
+        return ways
+
+
+def _stretched(lam: Tensor, at: int, s: float) -> Tensor:
+    """λ (K,) whose gap before evaluation ``at`` is e^s times as long, beside those that follow it."""
+    if s == 0:
+        return lam
+    gaps = torch.cat((lam[at - 1 :], lam.new_ones(1))).diff().clamp(min=CLOSEST)
+    gaps[0] *= math.exp(s)
+    gaps = gaps / gaps.sum() * (1 - lam[at - 1])
+    return torch.cat((lam[:at], lam[at - 1] + gaps.cumsum(0)[:-1]))
 
 
 def _members(file: str) -> tuple[int, list[list[float]], Tensor]:
@@ -87,31 +90,36 @@ def read_endings(
     lam_of: Callable[[Tensor], Tensor],
     left: int,
     stretches: Sequence[float],
+    looks: int,
 ) -> Endings:
-    """Endings of the schedules and mixtures in ``files``, one for each budget.
+    """Endings of the schedules and mixtures in ``files``, one or more for each budget.
 
     Args:
-        files: As ``search`` wrote them.
+        files: As ``search`` wrote them. Those of one budget have equal shares of it.
         start: The time at which the policy's grid begins, and all of them with it.
         lam_of: From times (K,) to λ, 0 where the policy's grid begins and 1 where it ends.
         left: Evaluations that a schedule leaves after the fork.
         stretches: As of :class:`Endings`.
+        looks: As of :class:`Endings`.
 
     Raises:
-        UserError: A file is missing or damaged, holds another one's budget, a schedule that begins elsewhere
-            or one that cannot fork.
+        UserError: A file is missing or damaged, or holds a schedule that begins elsewhere or cannot fork.
     """
-    given: dict[int, tuple[list[list[float]], Tensor]] = {}
+    given: dict[int, list[tuple[list[list[float]], Tensor]]] = {}
     for file in files:
         count, schedules, chances = _members(file)
-        if count in given:
-            raise UserError(f"{file}: another file has the plan of {count} evaluations")
         if min(len(times) for times in schedules) <= left:
             raise UserError(f"{file} has a schedule of {left} evaluations or fewer, which cannot fork")
         if any(abs(times[0] - start) > _SAME_TIME for times in schedules):
             raise UserError(f"{file} begins elsewhere than at {start:g}, where the policy's grid begins")
-        given[count] = schedules, chances
+        given.setdefault(count, []).append((schedules, chances))
     counts = sorted(given)
-    lams = [lam_of(torch.tensor(times).double()) for count in counts for times in given[count][0]]
-    weights = torch.block_diag(*(given[count][1].unsqueeze(0) for count in counts))
-    return Endings(counts, lams, weights, left, stretches)
+    lams = [
+        lam_of(torch.tensor(times).double())
+        for count in counts
+        for found, _ in given[count]
+        for times in found
+    ]
+    dealt = [torch.cat([chances / len(given[count]) for _, chances in given[count]]) for count in counts]
+    weights = torch.block_diag(*(chances.unsqueeze(0) for chances in dealt))
+    return Endings(counts, lams, weights, left, stretches, looks)

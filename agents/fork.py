@@ -1,9 +1,9 @@
-"""A policy that looks once: samples share a plan up to a fork, what they show there decides how it ends.
+"""A policy that looks late: samples share a plan up to a fork, what they show there decides how it ends.
 
-The plans are :class:`agents.plans.Plans`, the decision :class:`agents.gate.Gate`'s. A budget deals plans by a
-sample's coin: those of its number of evaluations, or of the two around it. The policy's grid holds the times
-of all plans, so each is evaluated exactly where it was learned, and where a sample was evaluated last tells
-which branch it follows: the policy needs no memory.
+The plans are :class:`agents.plans.Plans`, the decisions an :class:`agents.cascade.Cascade`'s. A budget
+deals plans by a sample's coin: those of its number of evaluations, or of the two around it. The policy's grid
+holds the times of all plans, so each is evaluated exactly where it was learned, and where a sample was
+evaluated last tells which branches it may follow: the policy needs no memory.
 
 Shapes: R samples; N points of the grid; C budgets; P plans; B branches; L evaluations of the longest plan.
 """
@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from agents.actor import layers_of, under
-from agents.gate import Gate
+from agents.actor import layers_of
+from agents.cascade import Cascade, looks_of
 from agents.planning import Shown, Tariff, shown
 from agents.policy import LearnedPolicy, PolicyInfo
 from envs.observation import ENTRIES, Projection
@@ -29,7 +29,7 @@ class Fork(LearnedPolicy):
 
     Args:
         info: What it was trained for; ``times`` are all plans', ``evaluations`` the fewest and the most K.
-        gate: Decides at the fork.
+        cascade: Decides at the fork, and after it where there is more than one look.
         plans: (P, B, L) points of the grid that each plan evaluates, in order; N where it has ended.
         counts: K of the budgets, rising.
         weights: (C, P) chances of plans at each of them.
@@ -41,7 +41,7 @@ class Fork(LearnedPolicy):
     def __init__(
         self,
         info: PolicyInfo,
-        gate: Gate,
+        cascade: Cascade,
         plans: Tensor,
         counts: Sequence[int],
         weights: Tensor,
@@ -49,8 +49,8 @@ class Fork(LearnedPolicy):
         left: int,
         projection: Projection | None = None,
     ) -> None:
-        super().__init__(info, layers_of(gate.actor), projection)
-        self.gate = gate.requires_grad_(False)
+        super().__init__(info, layers_of(cascade.first.actor), projection)
+        self.cascade = cascade.requires_grad_(False)
         self.left = left
         least, most = info.evaluations
         self.tariff = Tariff(least, most, (info.prices[0], info.prices[1]))
@@ -59,7 +59,8 @@ class Fork(LearnedPolicy):
         self.plans = plans.long().cpu()
         self.weights = weights.double().cpu()
         self.lam = lam.detach().double().cpu()
-        self.home = gate.more.tolist().index(0)
+        branches = self.plans.shape[1]
+        self.home = cascade.first.more.tolist().index(0) * (branches // cascade.options)
         self.sizes = (self.plans[:, self.home] < len(self.lam)).sum(1)
 
     def _follow(self, device: torch.device) -> None:
@@ -67,7 +68,7 @@ class Fork(LearnedPolicy):
         if self.lam.device != device:
             for name in ("lam", "plans", "weights", "sizes"):
                 setattr(self, name, getattr(self, name).to(device))
-            self.gate.to(device)
+            self.cascade.to(device)
 
     def chances(self, log_price: Tensor) -> Tensor:
         """(R, P) of plans, for what observations show of prices (R,): linear between two budgets."""
@@ -97,10 +98,10 @@ class Fork(LearnedPolicy):
         last = (seen.spent - 1).clamp(0, longest - 1)
         astray = (branches[rows, :, last] - anchor.unsqueeze(1)).abs()
         off, branch = astray.min(1)
-        forks = seen.spent == self.sizes[plan] - self.left
-        if bool(forks.any()):
-            worth = self.gate(plan[forks], seen.entries[forks])
-            branch[forks] = self.gate.branches(worth, self.gate.prices[plan[forks]])
+        for look in range(self.cascade.looks):
+            here = seen.spent == self.sizes[plan] - self.left + look
+            if bool(here.any()):
+                branch[here] = self.cascade.goes_on(look, plan[here], branch[here], seen.entries[here])
         found = branches[rows, branch, seen.spent.clamp(max=longest - 1)]
         return torch.where(seen.spent >= longest, len(self.lam), found), off
 
@@ -136,9 +137,9 @@ class Fork(LearnedPolicy):
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by name, as they are stored, its plans and its grid."""
         named = {name: value for name, value in super().tensors().items() if not name.startswith("layers.")}
-        named |= {f"gate.{name}": value for name, value in self.gate.state_dict().items()}
+        named |= self.cascade.tensors()
         named |= {"plans": self.plans, "counts": torch.tensor(self.counts), "weights": self.weights}
-        more = self.gate.more.long()
+        more = self.cascade.first.more.long()
         return named | {"lam": self.lam, "left": torch.tensor(self.left), "more": more}
 
 
@@ -153,15 +154,19 @@ def build_fork(info: PolicyInfo, tensors: Mapping[str, Tensor], projection: Proj
     sizes = (plans < points).sum(2)
     if weights.shape != (len(counts), len(plans)) or not bool((weights >= 0).all() and weights.sum(1).all()):
         raise ValueError("its plans' chances")
-    gate = Gate(len(plans), len(ENTRIES) + info.num_features, tensors["more"].tolist())
-    home = gate.more.tolist().index(0)
-    if not bool((sizes - sizes[:, home : home + 1] == gate.more).all() and (sizes[:, home] > left).all()):
+    more, looks = tensors["more"].tolist(), looks_of(tensors)
+    cascade = Cascade(len(plans), len(ENTRIES) + info.num_features, more, looks)
+    if len(more) ** looks != plans.shape[1] or left < looks:
+        raise ValueError("its branches")
+    each = cascade.first.more.repeat_interleave(plans.shape[1] // len(more))
+    home = each.tolist().index(0)
+    if not bool((sizes - sizes[:, home : home + 1] == each).all() and (sizes[:, home] > left).all()):
         raise ValueError("its plans")
     try:
-        gate.load_state_dict(under(dict(tensors), "gate."))
+        cascade.load(dict(tensors))
     except RuntimeError:
         raise ValueError("its network") from None
-    return Fork(info, gate, plans, counts, weights, tensors["lam"], left, projection)
+    return Fork(info, cascade, plans, counts, weights, tensors["lam"], left, projection)
 
 
 def _descend(plans: Tensor, points: int) -> bool:

@@ -1,6 +1,7 @@
 """What is kept of images that were drawn along all branches of a plan, to learn from again and again.
 
-Shapes: M looks; D entries of what is shown; B branches; F features of the reward; R of them dealt.
+Shapes: M images, R of them dealt; T looks at one; D entries of what is shown; B branches; F features of the
+reward.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ class Looks(NamedTuple):
     """Looks at one plan; the same place holds the same noise at every plan.
 
     Args:
-        entries: (M, D) what images showed at the fork.
+        entries: (M, T, D) what images showed, at every look that they may get.
         results: (M, B, F) features of what each branch made of them, half precision.
         inside: (M, B) their membership in the manifold of real images.
     """
@@ -30,10 +31,10 @@ class Looks(NamedTuple):
         return Looks(*(torch.cat(both) for both in zip(self, other, strict=True)))
 
 
-def no_looks(entries: int, branches: int, features: int) -> Looks:
-    """None yet."""
+def no_looks(looks: int, entries: int, branches: int, features: int) -> Looks:
+    """None yet, of ``looks`` T."""
     results = torch.zeros(0, branches, features, dtype=torch.float16)
-    return Looks(torch.zeros(0, entries), results, torch.zeros(0, branches))
+    return Looks(torch.zeros(0, looks, entries), results, torch.zeros(0, branches))
 
 
 def deal(looks: Sequence[Looks], plan: Tensor, place: Tensor) -> Looks:

@@ -1,11 +1,12 @@
 """Times of evaluations that fork: what all samples of a row share up to a look, and the ways to go on.
 
 A row is a plan: a number of evaluations at times that are the same for all who follow it, up to its fork,
-when ``left`` of them are to come. What the last one before the fork shows decides which branch a sample
-takes. A budget of K evaluations deals rows by chance, ``weights``; where there is one row for each K, as in a
-:class:`agents.tree.Tree`, nothing is left to chance.
+when ``left`` of them are to come. What the last one before the fork shows decides which branches a sample
+may still take, what the next one shows which of these. A budget of K evaluations deals rows by chance,
+``weights``; where there is one row for each K, as in a :class:`agents.tree.Tree`, nothing is left to chance.
 
-Shapes: C budgets; R rows; B branches; L evaluations of the longest plan; N points of a grid.
+Shapes: C budgets; R rows; A options of a look; B branches; L evaluations of the longest plan; N points of a
+grid.
 """
 
 from __future__ import annotations
@@ -29,15 +30,28 @@ class Plans(nn.Module, ABC):
         weights: (C, R) chances of rows at each budget.
         more: By how many evaluations each branch departs from the plan; the first that does not is the plan.
         left: Evaluations that a plan leaves after the fork.
+        looks: How many follow one another, each with as many options; branches are in their order.
     """
 
     def __init__(
-        self, counts: Sequence[int], sizes: Sequence[int], weights: Tensor, more: Sequence[int], left: int
+        self,
+        counts: Sequence[int],
+        sizes: Sequence[int],
+        weights: Tensor,
+        more: Sequence[int],
+        left: int,
+        looks: int = 1,
     ) -> None:
         super().__init__()
+        self.looks, self.options = looks, round(len(more) ** (1 / looks))
         self.counts, self.sizes, self.more, self.left = list(counts), list(sizes), list(more), left
         self.home = self.more.index(0)
         self.weights = weights
+
+    @property
+    def first(self) -> list[int]:
+        """By how many evaluations each option of the first look departs from the plan, (A,)."""
+        return self.more[:: len(self.more) // self.options]
 
     def fork(self, row: int) -> int:
         """After how many evaluations samples of the row are told apart."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,12 @@ _SHOWN = ("noise", "change", "clipping", "features")  # agents.controls.SHOWN
 CONTROLS = (*_PLAIN, *(f"shuffled_{group}" for group in _SHOWN))
 
 
+def begins_with(policy: Mapping[str, Any]) -> list[str]:
+    """The searches with whose results a policy of a study begins."""
+    plans = policy.get("plans", [])
+    return [plans] if isinstance(plans, str) else list(plans)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig(CommonConfig):
     """Train, search and judge: learned policies against every rival, at the same cost, with their controls.
@@ -20,8 +27,8 @@ class StudyConfig(CommonConfig):
         model: Name of a shipped model, or the folder of one (default: the data set's).
         solvers: With each of which all of it is done.
         nfe: Mean evaluations per image.
-        policies: Name to {algo, seeds: how many, nfe: budgets if not all, plans: the search whose results
-            'fork' begins with, if any, train: options of train_policy}.
+        policies: Name to {algo, seeds: how many, nfe: budgets if not all, plans: the search, or several,
+            whose results 'fork' begins with, train: options of train_policy}.
         searches: Methods of search, at whole budgets; energy:effort=8 searches for so much longer.
         baselines: Agents of a budget; a * after the name: with the last time that suits it best. A file or
             a list of times is judged at the budget that is its count, with its solver.
@@ -84,11 +91,15 @@ class StudyConfig(CommonConfig):
             unknown = set(entry) - {"algo", "seeds", "nfe", "plans", "train"}
             known = "algo, seeds, nfe, plans and train"
             require(not unknown, f"policies.{name} knows {known}, not {sorted(unknown)}")
-            plans = entry.get("plans")
             require(
-                plans is None or plans in self.searches,
-                f"policies.{name}: plans must be one of the searches {self.searches}, not {plans}",
+                isinstance(entry.get("plans", []), (str, list)),
+                f"policies.{name}: plans must be names of searches",
             )
+            for plans in begins_with(entry):
+                require(
+                    plans in self.searches,
+                    f"policies.{name}: plans must be of the searches {self.searches}, not {plans}",
+                )
             seeds = entry.get("seeds", 1)
             require(isinstance(seeds, int) and seeds > 0, f"policies.{name}.seeds must be a positive number")
         require_minutes(self.max_minutes)

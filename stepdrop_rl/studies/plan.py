@@ -15,6 +15,7 @@ from typing import Any, Literal
 from agents.fixed import whole
 from stepdrop_rl.cli import parse
 from stepdrop_rl.config import StudyConfig, TrainPolicyConfig
+from stepdrop_rl.config.study import begins_with
 from stepdrop_rl.policies import Given, given
 
 Kind = Literal["train", "search", "judge"]
@@ -148,9 +149,9 @@ def needs(config: StudyConfig, job: Job) -> list[Job]:
     if job.kind == "search":
         return []
     if job.kind == "train":
-        method = config.policies[job.name].get("plans")
         budgets = [nfe for nfe in budgets_of(config, job.name) if nfe == int(nfe)]
-        return [Job("search", method, job.solver, nfe) for nfe in budgets] if method else []
+        methods = begins_with(config.policies[job.name])
+        return [Job("search", method, job.solver, nfe) for nfe in budgets for method in methods]
     if job.name not in config.policies:
         return [replace(job, kind="search")] if job.name in config.searches else []
     if job.control not in (None, "mode"):
@@ -206,8 +207,9 @@ def _episode_cost(training: TrainPolicyConfig) -> float:
 
         h = {**ForkLearner.defaults, **training.hyperparameters}
         plan = (h["min_nfe"] + h["max_nfe"]) / 2
-        if h["plans"]:  # given: the same number of times, of branches that cost the same
-            return float(_LOOK_NFE + ((1 + len(h["stretches"])) ** 2 - 1) * h["left"])
+        if h["plans"]:  # given: branches part at every look, and all cost the same
+            options, looks, left = 1 + len(h["stretches"]), int(h["looks"]), int(h["left"])
+            return _LOOK_NFE - left + sum(options ** min(k, looks) for k in range(1, left + 1))
         sides, share = 2 * h["width"], float(h["times_share"])
         times = _GRADIENT * (plan + sides * h["left"])
         looks = plan + (sides + len(h["stretches"])) * h["left"]

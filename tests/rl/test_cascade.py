@@ -1,0 +1,104 @@
+"""Looks that follow one another: their chances, their slope, and that the later one decides what is left."""
+
+import pytest
+import torch
+
+from agents.cascade import Cascade, looks_of
+from agents.deciding import Deciding
+from agents.endings import Endings
+
+D = 6
+
+
+def cascade_of(looks=2, plans=3):
+    cascade = Cascade(plans, D, [0, 0, 0], looks)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in cascade.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return cascade
+
+
+def shown(cascade, count=40):
+    generator = torch.Generator().manual_seed(2)
+    entries = torch.randn(count, cascade.nodes[-1].stop, D, generator=generator)
+    return torch.randint(3, (count,), generator=generator), entries
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3])
+def test_chances_are_those_of_all_looks_on_the_way(looks):
+    cascade = cascade_of(looks)
+    plan, entries = shown(cascade)
+    chances = cascade.chances(plan, entries)
+    assert chances.shape == (40, 3**looks)
+    torch.testing.assert_close(chances.sum(1), torch.ones(40).double())
+    worths = cascade.worths(plan, entries)
+    branch = 3**looks - 2  # the last option everywhere but at the last look: the second there
+    expected = torch.ones(40).double()
+    for look, worth in enumerate(worths):
+        way, option = branch // 3 ** (looks - look), branch // 3 ** (looks - look - 1) % 3
+        expected = expected * worth[:, way].double().softmax(1)[:, option]
+    torch.testing.assert_close(chances[:, branch], expected)
+
+
+def test_its_slope_is_that_of_the_mean_gain():
+    cascade = cascade_of().double()
+    plan, entries = shown(cascade)
+    gain = torch.randn(40, 9, generator=torch.Generator().manual_seed(3)).double()
+    climbed = torch.autograd.grad(cascade.climb(plan, entries.double(), gain), list(cascade.parameters()))
+    mean = (cascade.chances(plan, entries.double()) * gain).sum(1).mean()
+    for one, other in zip(climbed, torch.autograd.grad(mean, list(cascade.parameters())), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3])
+def test_step_by_step_it_goes_where_every_look_sends_it(looks):
+    cascade = cascade_of(looks)
+    plan, entries = shown(cascade)
+    worths = cascade.worths(plan, entries)
+    rows = torch.arange(40)
+    branch, way = torch.zeros(40).long(), torch.zeros(40).long()
+    for look, worth in enumerate(worths):
+        node = cascade.nodes[look].start + way
+        branch = cascade.goes_on(look, plan, branch, entries[rows, node])
+        way = way * 3 + worth[rows, way].argmax(1)
+        assert torch.equal(branch // 3 ** (looks - look - 1), way)
+    assert len(branch.unique()) > 2
+
+
+def test_its_tensors_make_it_again():
+    for looks in (1, 2):
+        cascade = cascade_of(looks)
+        plan, entries = shown(cascade)
+        cascade.usual(1, entries)
+        assert looks_of(cascade.tensors()) == looks
+        other = Cascade(3, D, [0, 0, 0], looks)
+        other.load(cascade.tensors())
+        assert torch.equal(other.chances(plan, entries), cascade.chances(plan, entries))
+
+
+def test_the_second_look_learns_what_the_first_cannot_see():
+    # At the first look nobody can be told apart. At the second an entry says which option hits what is real.
+    generator = torch.Generator().manual_seed(4)
+    real = 0.1 * torch.randn(500, 4, generator=generator)
+    plans = Endings([4], [torch.tensor([0, 0.2, 0.5, 0.9])], torch.ones(1, 1), 2, (-0.5, 0.5), looks=2)
+    cascade = Cascade(1, D, plans.first, plans.looks)
+    deciding = Deciding(plans, cascade, real, realism=0.0, deal_rate=1.0)
+    helped = torch.arange(1000) % 2 == 0
+    entries = torch.zeros(1000, 4, D)
+    entries[helped, 1:, 0] = 1.0
+    results = 0.1 * torch.randn(1000, 1, 4, generator=generator).repeat(1, 9, 1)
+    right = torch.where(helped, 1, 0)  # the second option for those, the plan for the others
+    results += 2.0 * (torch.arange(9) % 3 != right.unsqueeze(1)).unsqueeze(2)
+    deciding.keep(0, entries, results)
+    optimizer = torch.optim.Adam(cascade.parameters(), 1e-2)
+    for _ in range(60):
+        told = deciding.survey()
+        loss = -deciding.climb(0, 256, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    chances = cascade.chances(torch.zeros(1000).long(), entries).detach().reshape(1000, 3, 3).sum(1)
+    assert float(chances[helped, 1].mean()) > 0.95
+    assert float(chances[~helped, 0].mean()) > 0.95
+    assert told["gate/distance"] < 0.2
