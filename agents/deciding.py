@@ -26,11 +26,12 @@ from agents.dealing import Dealing
 from agents.looks import Looks, deal, no_looks
 from agents.manifold import Manifold
 from agents.plans import Plans
-from agents.population import Population
+from agents.population import drawn_moments, mixed_moments
 from envs.rewards.frechet import Moments, Slope, distance, moments, slope
 
 _CARE_RATE = 20.0  # by how much membership weighs more after a round in which all of it was missing
 _MOST_CARE = 10.0
+_SOME = 512  # looks at a plan that tell in what units it is
 
 
 class Crowd(NamedTuple):
@@ -38,12 +39,16 @@ class Crowd(NamedTuple):
 
     Args:
         moments: Mean (F,) and covariance (F, F).
-        inside: The share that lies among the real.
+        parts: The same of what each of its plans brings.
+        among: The shares of these that lie among the real.
+        inside: The share of all that does.
         most: That of its most realistic plan, followed by all.
         astray: The share that does not go on as its plan does.
     """
 
     moments: Moments
+    parts: list[Moments]
+    among: list[float]
     inside: float
     most: float
     astray: float
@@ -99,7 +104,7 @@ class Deciding:
             self._slopes[budget] = slope(crowd.moments, self.real)
             short = crowd.most + self.realism - crowd.inside
             self.care[budget] = (self.care[budget] + _CARE_RATE * short).clamp(0, _MOST_CARE)
-            self.deal(budget)
+            self.deal(budget, crowd)
             told.append([distance(crowd.moments, self.real), crowd.inside, crowd.astray])
         means = torch.tensor(told).mean(0).tolist()
         return dict(zip(("gate/distance", "gate/realism", "gate/leaves_plan"), means, strict=True))
@@ -107,38 +112,35 @@ class Deciding:
     @torch.no_grad()
     def crowd(self, budget: int) -> Crowd:
         """All that is drawn at a budget."""
-        population, inside, most, home = Population(), 0.0, 0.0, 0.0
-        for plan in self.dealing.members(budget):
-            looks, share = self.looks[plan], float(self.dealing.weights[budget, plan])
-            taken = self._taken(plan)
-            population.add(looks.results, taken, share)
-            inside += share * float((taken * looks.inside).sum(1).mean())
-            most = max(most, float(looks.inside[:, self.plans.home].mean()))
-            home += share * float(taken[:, self.plans.home].mean())
-        return Crowd(population.moments(), inside, most, 1 - home)
-
-    def _taken(self, plan: int) -> Tensor:
-        """Chances (M, B) of branches, of all looks at a plan."""
-        entries = self.looks[plan].entries
-        return self.cascade.chances(torch.full((len(entries),), plan), entries)
+        members = self.dealing.members(budget)
+        shares = self.dealing.weights[budget, members]
+        parts, among, alone, home = [], [], [], []
+        for plan in members:
+            looks = self.looks[plan]
+            taken = self.cascade.chances(torch.full((len(looks.entries),), plan), looks.entries)
+            parts.append(drawn_moments(looks.results, taken))
+            among.append(float((taken * looks.inside).sum(1).mean()))
+            alone.append(float(looks.inside[:, self.plans.home].mean()))
+            home.append(float(taken[:, self.plans.home].mean()))
+        inside, kept = (float(shares @ torch.tensor(one).double()) for one in (among, home))
+        return Crowd(mixed_moments(parts, shares), parts, among, inside, max(alone), 1 - kept)
 
     @torch.no_grad()
-    def deal(self, budget: int) -> None:
+    def deal(self, budget: int, crowd: Crowd) -> None:
         """Deal plans more often whose images, going on as they do, are worth more."""
         members = self.dealing.members(budget)
         if len(members) == 1:
             return
-        worth, unit = [], []
-        for plan in members:
-            looks, taken = self.looks[plan], self._taken(plan)
-            fall = self._slopes[budget](looks.results.flatten(0, 1)).reshape(taken.shape)
-            score = torch.stack((-fall, looks.inside.double()))
-            unit.append(_off(score).std((1, 2)))
-            worth.append((taken * score).sum(2).mean(1))
+        falls, units = self._slopes[budget], []
+        for looks in (self.looks[plan] for plan in members):
+            some = looks.results[:_SOME]
+            fall = falls(some.flatten(0, 1)).reshape(some.shape[:2])
+            units.append(torch.stack((_off(fall).std(), _off(looks.inside.double()).std())))
         # In units of the distance; the two weigh as they do for branches.
-        far, inside = torch.stack(unit).mean(0)
-        price = torch.stack((torch.ones_like(far), self.care[budget] * far / inside.clamp(min=1e-9)))
-        self.dealing.climb(budget, torch.stack(worth) @ price, self.deal_rate)
+        far, inside = torch.stack(units).mean(0).tolist()
+        price = float(self.care[budget]) * far / max(inside, 1e-9)
+        worth = [price * share - falls.of(part) for part, share in zip(crowd.parts, crowd.among, strict=True)]
+        self.dealing.climb(budget, torch.tensor(worth), self.deal_rate)
 
     def climb(self, budget: int, size: int, generator: torch.Generator) -> Tensor:
         """What to climb, for ``size`` images that a budget deals its plans to, since the last survey."""

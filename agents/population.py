@@ -8,10 +8,12 @@ and so a Fréchet distance that is a smooth function of all chances. Its first v
 (:mod:`envs.rewards.frechet`) says what each result would change, and moves with π: a score that stays as it
 is while chances move (a witness of what *was* drawn) would send everyone the same way, past the best.
 
-Shapes: M images; B branches; F features.
+Shapes: M images; B branches; F features; P parts of a set.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,26 +21,19 @@ from torch import Tensor
 from envs.rewards.frechet import Moments
 
 
-class Population:
-    """Moments of images that are added part by part."""
+def drawn_moments(results: Tensor, chances: Tensor) -> Moments:
+    """Mean (F,) and covariance (F, F), float64, of ``results`` (M, B, F) taken with ``chances`` (M, B)."""
+    flat = results.flatten(0, 1).float()
+    each = chances.reshape(-1, 1).to(flat) / len(results)
+    mean = (each * flat).double().sum(0)
+    return mean, ((each * flat).T @ flat).double() - torch.outer(mean, mean)
 
-    def __init__(self) -> None:
-        self._weight = 0.0
-        self._first: Tensor | None = None
-        self._second: Tensor | None = None
 
-    def add(self, results: Tensor, chances: Tensor, weight: float = 1.0) -> None:
-        """Images that make up a share ``weight`` of all: ``results`` (M, B, F), ``chances`` (M, B)."""
-        flat = results.flatten(0, 1).float()
-        each = chances.reshape(-1, 1).to(flat) * (weight / len(results))
-        first, second = (each * flat).double().sum(0), ((each * flat).T @ flat).double()
-        self._first = first if self._first is None else self._first + first
-        self._second = second if self._second is None else self._second + second
-        self._weight += weight
-
-    def moments(self) -> Moments:
-        """Mean (F,) and covariance (F, F), float64."""
-        assert self._first is not None
-        assert self._second is not None
-        mean = self._first / self._weight
-        return mean, self._second / self._weight - torch.outer(mean, mean)
+def mixed_moments(parts: Sequence[Moments], weights: Tensor) -> Moments:
+    """Those of a set that is made of these parts, in shares ``weights`` (P,)."""
+    means = torch.stack([mean for mean, _ in parts])
+    weights = weights.to(means)
+    mean = weights @ means
+    off = means - mean
+    within = torch.einsum("p,pij->ij", weights, torch.stack([covariance for _, covariance in parts]))
+    return mean, within + (weights.unsqueeze(1) * off).T @ off

@@ -14,7 +14,7 @@ from agents.gate import Gate
 from agents.looks import Looks, deal
 from agents.planned import Mixture, mixture_record
 from agents.policy import build_policy, describe
-from agents.population import Population
+from agents.population import drawn_moments, mixed_moments
 from agents.tree import Tree
 from envs.dual import MovingPrice
 from envs.errors import UserError
@@ -510,13 +510,13 @@ def test_a_population_has_the_moments_of_what_is_drawn():
     results = torch.randn(400, 3, 4, generator=generator)
     branch = torch.randint(3, (400,), generator=generator)
     taken = results[torch.arange(400), branch]
-    population = Population()  # in two parts, and of a plan that has three quarters of all
     chances = torch.nn.functional.one_hot(branch, 3).double()
-    population.add(results[:300], chances[:300], 0.75)
-    population.add(results[300:], chances[300:], 0.25)
+    # In two parts, one of which has three quarters of all.
+    parts = [drawn_moments(results[:300], chances[:300]), drawn_moments(results[300:], chances[300:])]
+    found = mixed_moments(parts, torch.tensor([0.75, 0.25]))
     mean, covariance = moments(taken)
-    torch.testing.assert_close(population.moments()[0], mean, rtol=0, atol=1e-6)
-    torch.testing.assert_close(population.moments()[1], covariance * 399 / 400, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[0], mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[1], covariance * 399 / 400, rtol=0, atol=1e-5)
 
 
 def test_the_slope_at_a_population_is_that_of_its_chances():
@@ -524,19 +524,16 @@ def test_the_slope_at_a_population_is_that_of_its_chances():
     results = torch.randn(5, 3, 2, generator=generator)
     chances = torch.rand(5, 3, generator=generator).double().softmax(1)
     real = torch.tensor([0.5, -0.5]).double(), torch.tensor([[2.0, 0.3], [0.3, 1.0]]).double()
-
-    def far(chances):
-        population = Population()
-        population.add(results, chances)
-        return distance(population.moments(), real)
-
-    population = Population()
-    population.add(results, chances)
-    worth = slope(population.moments(), real)(results.flatten(0, 1)).reshape(5, 3)
+    falls = slope(drawn_moments(results, chances), real)
+    worth = falls(results.flatten(0, 1)).reshape(5, 3)
     step = torch.zeros_like(chances)
     step[2, 1], step[2, 0] = 1e-2, -1e-2  # from one branch to another
-    derivative = (far(chances + step) - far(chances - step)) / 2e-2
-    assert derivative == pytest.approx(float(worth[2, 1] - worth[2, 0]) / 5, rel=1e-2)
+    ahead, behind = (distance(drawn_moments(results, chances + sign * step), real) for sign in (1, -1))
+    assert (ahead - behind) / 2e-2 == pytest.approx(float(worth[2, 1] - worth[2, 0]) / 5, rel=1e-2)
+    # Of a set of images by its moments: the mean of what they change one by one.
+    some = drawn_moments(results[:3], chances[:3])
+    assert falls.of(some) == pytest.approx(float((chances * worth)[:3].sum(1).mean()), rel=1e-4)
+    assert falls.of(drawn_moments(results, chances)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("solver", ["multistep", "ddim"])
