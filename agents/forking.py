@@ -65,7 +65,7 @@ class ForkLearner(ThroughSampler):
         "side_weight": 0.4,
         "updates": 32,
         "update_size": 512,
-        "realism": 0.01,
+        "realism": 0.005,
         "deal_rate": 1.0,
         "weight_decay": 0.1,
         "max_grad_norm": 0.5,

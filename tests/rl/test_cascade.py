@@ -1,11 +1,9 @@
-"""Looks that follow one another: their chances, their slope, and that the later one decides what is left."""
+"""Looks that follow one another: their chances, their slope, and where they send samples."""
 
 import pytest
 import torch
 
 from agents.cascade import Cascade, looks_of
-from agents.deciding import Deciding
-from agents.endings import Endings
 
 D = 6
 
@@ -75,30 +73,3 @@ def test_its_tensors_make_it_again():
         other = Cascade(3, D, [0, 0, 0], looks)
         other.load(cascade.tensors())
         assert torch.equal(other.chances(plan, entries), cascade.chances(plan, entries))
-
-
-def test_the_second_look_learns_what_the_first_cannot_see():
-    # At the first look nobody can be told apart. At the second an entry says which option hits what is real.
-    generator = torch.Generator().manual_seed(4)
-    real = 0.1 * torch.randn(500, 4, generator=generator)
-    plans = Endings([4], [torch.tensor([0, 0.2, 0.5, 0.9])], torch.ones(1, 1), 2, (-0.5, 0.5), looks=2)
-    cascade = Cascade(1, D, plans.first, plans.looks)
-    deciding = Deciding(plans, cascade, real, realism=0.0, deal_rate=1.0)
-    helped = torch.arange(1000) % 2 == 0
-    entries = torch.zeros(1000, 4, D)
-    entries[helped, 1:, 0] = 1.0
-    results = 0.1 * torch.randn(1000, 1, 4, generator=generator).repeat(1, 9, 1)
-    right = torch.where(helped, 1, 0)  # the second option for those, the plan for the others
-    results += 2.0 * (torch.arange(9) % 3 != right.unsqueeze(1)).unsqueeze(2)
-    deciding.keep(0, entries, results)
-    optimizer = torch.optim.Adam(cascade.parameters(), 1e-2)
-    for _ in range(60):
-        told = deciding.survey()
-        loss = -deciding.climb(0, 256, generator)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    chances = cascade.chances(torch.zeros(1000).long(), entries).detach().reshape(1000, 3, 3).sum(1)
-    assert float(chances[helped, 1].mean()) > 0.95
-    assert float(chances[~helped, 0].mean()) > 0.95
-    assert told["gate/distance"] < 0.2
