@@ -5,8 +5,9 @@ All branches of all looks are kept, none is drawn: the Fréchet distance of all 
 (:mod:`agents.cascade`), a policy gradient over all actions (Sutton et al. 2000; Ciosek and Whiteson 2018). A
 distance of distributions alone trades nearness for variety, and precision falls. So membership in the
 manifold of real images (:mod:`agents.manifold`) has a price: it rises while less of what is drawn lies there
-than of the most realistic plan, and ``realism`` more, and falls while there is more than that. That is
-counted on looks that are held back: those that gates learn from they send where it suits just these.
+than of the most realistic plan, and ``realism`` more, and falls while there is more than that. On fresh noise
+less lies there than on the looks that were learned from: hence the "more". (Counted on looks that are held
+back, the price runs away: the dearer membership is, the more of it is fitted noise.)
 
 Φ itself would mislead where it holds nearness to the teacher: each evaluation brings an image nearer to its
 teacher, and few bring what is drawn nearer to what is real.
@@ -33,7 +34,6 @@ from envs.rewards.frechet import Moments, Slope, distance, moments, slope
 
 _CARE_RATE = 20.0  # by how much membership weighs more after a round in which all of it was missing
 _MOST_CARE = 10.0
-_HELD_BACK = 4  # one in so many looks
 _SOME = 512  # looks at a plan that tell in what units it is
 
 
@@ -43,7 +43,7 @@ class Crowd(NamedTuple):
     Args:
         moments: Mean (F,) and covariance (F, F).
         parts: The same of what each of its plans brings.
-        among: The shares of these that lie among the real, by looks that are held back.
+        among: The shares of these that lie among the real.
         inside: The share of all that does.
         most: That of its most realistic plan, followed by all.
         astray: The share that does not go on as its plan does.
@@ -92,8 +92,8 @@ class Deciding:
         self.cascade.usual(plan, self.looks[plan].entries)
 
     def known(self) -> list[int]:
-        """The budgets all of whose plans were looked at, often enough."""
-        looked = torch.tensor([len(looks.entries) >= _HELD_BACK for looks in self.looks])
+        """The budgets all of whose plans were looked at."""
+        looked = torch.tensor([len(looks.entries) > 0 for looks in self.looks])
         return [c for c in range(len(self.plans.counts)) if bool(looked[self.dealing.members(c)].all())]
 
     def survey(self) -> dict[str, float]:
@@ -122,9 +122,8 @@ class Deciding:
             looks = self.looks[plan]
             taken = self.cascade.chances(torch.full((len(looks.entries),), plan), looks.entries)
             parts.append(drawn_moments(looks.results, taken))
-            held = _held(len(taken))
-            among.append(float((taken * looks.inside).sum(1)[held].mean()))
-            alone.append(float(looks.inside[held, self.plans.home].mean()))
+            among.append(float((taken * looks.inside).sum(1).mean()))
+            alone.append(float(looks.inside[:, self.plans.home].mean()))
             home.append(float(taken[:, self.plans.home].mean()))
         inside, kept = (float(shares @ torch.tensor(one).double()) for one in (among, home))
         return Crowd(mixed_moments(parts, shares), parts, among, inside, max(alone), 1 - kept)
@@ -150,8 +149,7 @@ class Deciding:
         """What to climb, for ``size`` images that a budget deals its plans to, since the last survey."""
         chances = self.dealing.weights[budget]
         least = min(len(self.looks[plan].entries) for plan in self.dealing.members(budget))
-        learned = (~_held(least)).nonzero().flatten()
-        chosen = learned[torch.randperm(len(learned), generator=generator)[:size]]
+        chosen = torch.randperm(least, generator=generator)[:size]
         plan = torch.multinomial(chances, len(chosen), replacement=True, generator=generator)
         looks = deal(self.looks, plan, chosen)
         with torch.no_grad():
@@ -170,11 +168,6 @@ class Deciding:
         """Go on from :meth:`state`."""
         self.dealing.weights, self.care = tensors["dealt"], tensors["care"]
         self.looks = [Looks(**under(tensors, f"looks.{row}.")) for row in range(len(self.looks))]
-
-
-def _held(count: int) -> Tensor:
-    """Which of so many looks gates do not learn from, (count,) bool."""
-    return torch.arange(count) % _HELD_BACK == _HELD_BACK - 1
 
 
 def _off(score: Tensor) -> Tensor:
