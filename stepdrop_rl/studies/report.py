@@ -1,74 +1,21 @@
-"""A study told: tables and figures, once as Markdown with files beside it, once as one HTML file."""
+"""A study told: its claims, who stands where, and what the policy looks at, in tables and figures."""
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stepdrop_rl.report.figures import png, rates_by_budget, study_curves
-from stepdrop_rl.report.tables import markdown_table
+from stepdrop_rl.report.page import Block, write_page
 from stepdrop_rl.studies.plan import FULL
 from stepdrop_rl.studies.verdict import Claim, Entry, Estimate, Study, difference, label, ratio
-from stepdrop_rl.weights import write_bytes, write_text
-
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:1rem 0;font-size:13px}"
-    "th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}"
-    "th:first-child,td:first-child{text-align:left}tr.strong td{font-weight:600}img{max-width:100%}"
-)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A part of the report: a heading, a paragraph, a table or a picture (its file's name and content)."""
-
-    heading: str | None = None
-    text: str | None = None
-    table: tuple[list[str], list[list[str]]] | None = None
-    picture: tuple[str, bytes] | None = None
 
 
 def write_report(study: Study, folder: Path) -> Path:
     """Write report.md, its figures and report.html; return the HTML file."""
-    blocks = compose(study)
-    lines, parts = [], []
-    for block in blocks:
-        if block.heading is not None:
-            lines.append(f"## {block.heading}\n")
-            parts.append(f"<h2>{html.escape(block.heading)}</h2>")
-        if block.text is not None:
-            lines.append(f"{block.text}\n")
-            parts.append(f"<p>{html.escape(block.text)}</p>")
-        if block.table is not None:
-            lines.append(markdown_table(*block.table))
-            parts.append(_html_table(*block.table))
-        if block.picture is not None:
-            name, content = block.picture
-            write_bytes(folder / name, content)
-            lines.append(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})\n")
-            coded = base64.b64encode(content).decode()
-            parts.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{coded}">')
-    title = f"stepdrop_rl study: {study.config.data.name}"
-    write_text(folder / "report.md", f"# {title}\n\n" + "\n".join(lines))
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>{''.join(parts)}</html>"
-    )
-    return write_text(folder / "report.html", page)
-
-
-def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        strong = ' class="strong"' if cells[0].startswith("**") else ""
-        inner = "".join(f"<{tag}>{html.escape(cell.replace('**', ''))}</{tag}>" for cell in cells)
-        return f"<tr{strong}>{inner}</tr>"
-
-    return f"<table>{row(header, 'th')}{''.join(row(cells, 'td') for cells in rows)}</table>"
+    return write_page(f"stepdrop_rl study: {study.config.data.name}", compose(study), folder, "report")
 
 
 def compose(study: Study) -> list[Block]:
