@@ -1,4 +1,4 @@
-"""Ways to end schedules that are given: a searched mixture's, say, whose members keep their chances.
+"""Ways to end schedules that are given: a searched mixture's, say, whose members begin with their chances.
 
 A look may make the gap in λ that follows it ``e^s`` times as long; the rest of the gaps, with the one behind
 the last evaluation, share what that leaves as they did. The next look does the same with the next gap. All
