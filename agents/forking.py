@@ -43,8 +43,8 @@ class ForkLearner(ThroughSampler):
     """Learns plans of ``min_nfe`` to ``max_nfe`` evaluations that fork when ``left`` of them are to come.
 
     The batch's process must be differentiable. ``plans`` names files of schedules or mixtures, one or more
-    for each budget, that take the place of learned ones: all branches of one have the same cost, and ``looks``
-    looks choose among them.
+    for each budget, that take the place of learned ones: all branches of one have the same cost, and
+    ``looks`` looks choose among them.
     """
 
     algo = "fork"

@@ -1,4 +1,4 @@
-"""A page of headings, paragraphs, tables and pictures: as Markdown with files beside it, and as one HTML file."""
+"""A page of headings, tables and pictures: as Markdown with files beside it, and as one HTML file."""
 
 from __future__ import annotations
 
