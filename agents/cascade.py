@@ -49,6 +49,11 @@ class Cascade(nn.Module):
         assert isinstance(gate, Gate)
         return gate
 
+    @property
+    def ahead(self) -> list[Gate]:
+        """Those of later looks."""
+        return [gate for gate in self.gates if isinstance(gate, Gate)][1:]
+
     def usual(self, plan: int, entries: Tensor) -> None:
         """Remember what samples show, (R, T, D), on their way along a plan."""
         for gate, nodes in zip(self.gates, self.nodes, strict=True):
@@ -75,7 +80,7 @@ class Cascade(nn.Module):
         return found
 
     def climb(self, plan: Tensor, entries: Tensor, gain: Tensor) -> Tensor:
-        """What to climb so that the mean gain, (R, B), of what is taken grows at equal cost."""
+        """What to climb, (R,), so that the mean gain, (R, B), of what is taken grows at equal cost."""
         first, *later = self.worths(plan, entries)
         for ahead in reversed(later):
             chances = torch.softmax(ahead.double(), 2)

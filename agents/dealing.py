@@ -1,14 +1,19 @@
-"""Which plan a sample begins, by chance: a mixture of plans that is learned, though nobody has looked yet.
+"""Which plan a sample begins: by chance, and by what its first evaluation shows, which all plans share.
 
-At a budget of K evaluations plans are dealt with chances w, and what is drawn changes smoothly with them. A
-plan of K_p evaluations is worth v_p, what one more of its samples would do for the set (the first variation
-at w), and
+All plans begin at the same time, so a sample has been evaluated once before they part, and a look at it then
+costs nothing. One that shows o at a budget of K evaluations gets plan p with the chance
+
+    π(p | o) ∝ w_p·e^{z_p(o)},
+
+z a network's. A plan of K_p evaluations is worth v_p, what one more of its samples would do for the set (the
+first variation at π), to one sample or on average. The gradient of the former moves z; of the latter,
 
     w_p ← w_p·exp(η·v_p − m·K_p), normalised,
 
 with the least m ≥ 0 at which samples spend K on average, climbs it (exponentiated gradients: Kivinen and
 Warmuth 1997) until all plans in use are worth the same, but for a price of evaluations.
-Shapes: C budgets; P plans.
+
+Shapes: R samples; D observation entries; C budgets; P plans.
 """
 
 from __future__ import annotations
@@ -16,65 +21,110 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from agents.actor import make_network
+from agents.gate import told, worth_climbing
 
 _LEAST = 0.02  # chance of a plan that is worth keeping
 _FLOOR = 1e-9  # chance: none is lost for good while it is learned
 _ROUNDING = 1e-9  # of evaluations
+_SLACK = 0.001  # of a budget, kept back: other samples than these may spend a little more
 _HIGHEST = 100.0  # m
 _HALVINGS = 60
 
 
-class Dealing:
+class Dealing(nn.Module):
     """Chances of plans at every budget, that spend it at most.
 
     Args:
-        weights: (C, P) to begin with; a plan of chance 0 does not belong to the budget.
+        weights: w (C, P) to begin with; a plan of chance 0 does not belong to the budget.
         sizes: K_p of each plan, (P,).
         counts: K of the budgets, (C,).
+        entries: D.
     """
 
-    def __init__(self, weights: Tensor, sizes: Sequence[int], counts: Sequence[int]) -> None:
-        self.weights = weights.double().clone()
-        self._sizes = torch.tensor(sizes, dtype=torch.float64)
-        self._counts = list(counts)
+    def __init__(self, weights: Tensor, sizes: Sequence[int], counts: Sequence[int], entries: int) -> None:
+        super().__init__()
+        self.weights: Tensor
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.sizes: Tensor
+        self.counts = list(counts)
+        self._spent = [False] * len(self.counts)  # whether budgets are: what costs more is then paid for
+        self.actor = make_network(entries + len(self.counts), len(sizes), 0.0)  # it tells nobody apart yet
+        self.register_buffer("weights", weights.double().clone())
+        self.register_buffer("mean", torch.zeros(entries))
+        self.register_buffer("deviation", torch.ones(entries))
+        self.register_buffer("sizes", torch.tensor(list(sizes), dtype=torch.float64), persistent=False)
 
     def members(self, budget: int) -> list[int]:
         """The plans that a budget may deal."""
         return [int(plan) for plan in self.weights[budget].nonzero().flatten()]
 
-    def climb(self, budget: int, worth: Tensor, rate: float) -> None:
-        """Deal plans of more ``worth`` v (members,) more often; ``rate`` is η."""
+    def usual(self, entries: Tensor) -> None:
+        """Remember what first evaluations show, (R, D)."""
+        deviation, self.mean = torch.std_mean(entries, 0, correction=0)
+        self.deviation = deviation
+
+    def logits(self, budget: int, entries: Tensor) -> Tensor:
+        """log w + z, (R, P), of samples that show ``entries`` (R, D); float64."""
+        which = torch.zeros(len(entries), len(self.counts), device=entries.device)
+        which[:, budget] = 1.0
+        seen = told(entries, self.mean, self.deviation)
+        z: Tensor = self.actor(torch.cat((seen, which), 1))
+        return self.weights[budget].log() + z.double()
+
+    def chances(self, budget: int, entries: Tensor) -> Tensor:
+        """π (R, P), for samples that show ``entries`` (R, D) after their first evaluation."""
+        return torch.softmax(self.logits(budget, entries), 1)
+
+    def climb(self, budget: int, entries: Tensor, worth: Tensor) -> Tensor:
+        """What to climb so that the mean of Σ π·worth of (R, P) grows within the budget."""
+        cost = self.sizes if self._spent[budget] else torch.zeros_like(self.sizes)
+        return worth_climbing(self.chances(budget, entries), worth, cost).mean()
+
+    @torch.no_grad()
+    def reweigh(self, budget: int, entries: Tensor, worth: Tensor, rate: float) -> None:
+        """Deal plans of more ``worth`` v (members,) more often; ``rate`` is η.
+
+        They are paid for by samples like those that showed ``entries`` (R, D).
+        """
         members = self.members(budget)
-        logits = self.weights[budget, members].log() + rate * worth.double()
-        chances = affordable(logits, self._sizes[members], self._counts[budget]).clamp(min=_FLOOR)
-        self.weights[budget, members] = chances / chances.sum()
+        self.weights[budget, members] *= torch.exp(rate * (worth - worth.max()).double())
+        self._afford(budget, entries)
+        self.weights[budget, members] = self.weights[budget, members].clamp(min=_FLOOR)
 
-    def kept(self) -> Tensor:
-        """Chances (C, P) without plans that are hardly ever dealt."""
-        found = torch.zeros_like(self.weights)
-        for budget, count in enumerate(self._counts):
-            members = self.members(budget)
-            often = [plan for plan in members if self.weights[budget, plan] >= _LEAST]
-            if min(self._sizes[often], default=count + 1) > count:  # the cheap ones are rare
-                often = members
-            found[budget, often] = affordable(self.weights[budget, often].log(), self._sizes[often], count)
-        return found
+    @torch.no_grad()
+    def settle(self, budget: int, entries: Tensor) -> None:
+        """Leave out plans that samples like those that showed ``entries`` (R, D) hardly ever get."""
+        self._afford(budget, entries)
+        often = self.chances(budget, entries).mean(0) >= _LEAST
+        if bool((often & (self.sizes <= self.counts[budget])).any()):  # or the cheap ones are rare
+            self.weights[budget] = torch.where(often, self.weights[budget], 0.0)
+            self._afford(budget, entries)
+
+    def _afford(self, budget: int, entries: Tensor) -> None:
+        """Take m·K_p off log w_p."""
+        target = max((1 - _SLACK) * self.counts[budget], float(self.sizes[self.members(budget)].min()))
+        m = price_of(self.logits(budget, entries), self.sizes, target)
+        self._spent[budget] = m > 0
+        self.weights[budget] = torch.softmax(self.weights[budget].log() - m * self.sizes, 0)
 
 
-def affordable(logits: Tensor, sizes: Tensor, nfe: float) -> Tensor:
-    """softmax(logits − m·sizes), (P,), with the least m ≥ 0 at which samples spend ``nfe`` at most.
+def price_of(logits: Tensor, sizes: Tensor, nfe: float) -> float:
+    """The least m ≥ 0 at which samples dealt by softmax(logits − m·sizes), (R, P), spend ``nfe`` at most.
 
-    One of ``sizes`` must be ``nfe`` or fewer, or the mean stays above it.
+    One of ``sizes`` (P,) that may be dealt must be ``nfe`` or fewer, or the mean stays above it.
     """
+
+    def spent(m: float) -> float:
+        return float((torch.softmax(logits - m * sizes, 1) @ sizes).mean())
+
+    if spent(0.0) <= nfe + _ROUNDING:
+        return 0.0
     low, high = 0.0, _HIGHEST
-
-    def at(m: float) -> Tensor:
-        return torch.softmax(logits - m * sizes, 0)
-
-    if float(at(low) @ sizes) <= nfe + _ROUNDING:
-        return at(low)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if float(at(middle) @ sizes) > nfe else (low, middle)
-    return at(high)
+        low, high = (middle, high) if spent(middle) > nfe else (low, middle)
+    return high

@@ -4,10 +4,13 @@ All branches of all looks are kept, none is drawn: the Fréchet distance of all 
 (:mod:`agents.population`), by chances of plans (:mod:`agents.dealing`) and of branches
 (:mod:`agents.cascade`), a policy gradient over all actions (Sutton et al. 2000; Ciosek and Whiteson 2018). A
 distance of distributions alone trades nearness for variety, and precision falls. So membership in the
-manifold of real images (:mod:`agents.manifold`) has a price: it rises while less of what is drawn lies there
-than of the most realistic plan, and ``realism`` more, and falls while there is more than that. On fresh noise
-less lies there than on the looks that were learned from: hence the "more". (Counted on looks that are held
-back, the price runs away: the dearer membership is, the more of it is fitted noise.)
+manifold of real images (:mod:`agents.manifold`) has a price, ``realism``: a result is worth
+
+    realism·membership/σ_m − φ/σ_φ,
+
+φ the first variation of the distance and σ the deviations of both between branches of an image. (A price
+that rises until as much lies among the real as of the most realistic plan runs away: on looks that gates
+learned from more lies there than on fresh ones, and on looks that are held back ever less, the dearer it is.)
 
 Φ itself would mislead where it holds nearness to the teacher: each evaluation brings an image nearer to its
 teacher, and few bring what is drawn nearer to what is real.
@@ -32,9 +35,8 @@ from agents.plans import Plans
 from agents.population import drawn_moments, mixed_moments
 from envs.rewards.frechet import Moments, Slope, distance, moments, slope
 
-_CARE_RATE = 20.0  # by how much membership weighs more after a round in which all of it was missing
-_MOST_CARE = 10.0
-_SOME = 512  # looks at a plan that tell in what units it is
+_SOME = 512  # looks at a plan that tell by how much branches differ
+_LEAST = 1e-9  # deviation, share of a plan
 
 
 class Crowd(NamedTuple):
@@ -44,17 +46,40 @@ class Crowd(NamedTuple):
         moments: Mean (F,) and covariance (F, F).
         parts: The same of what each of its plans brings.
         among: The shares of these that lie among the real.
-        inside: The share of all that does.
-        most: That of its most realistic plan, followed by all.
+        shares: How much of all each plan brings.
+        inside: The share of all that lies among the real.
         astray: The share that does not go on as its plan does.
     """
 
     moments: Moments
     parts: list[Moments]
     among: list[float]
+    shares: Tensor
     inside: float
-    most: float
     astray: float
+
+
+class Worth(NamedTuple):
+    """What results are worth to a set.
+
+    Args:
+        slope: φ.
+        scale: 1/σ_φ.
+        price: Of membership, realism/σ_m.
+    """
+
+    slope: Slope
+    scale: float
+    price: float
+
+    def of_results(self, looks: Looks) -> Tensor:
+        """(M, B)."""
+        fall = self.slope(looks.results.flatten(0, 1)).reshape(looks.inside.shape)
+        return self.price * looks.inside.double() - self.scale * fall
+
+    def of_part(self, part: Moments, inside: float) -> float:
+        """The mean over a part of the set, by its moments and its share among the real."""
+        return self.price * inside - self.scale * self.slope.of(part)
 
 
 class Deciding:
@@ -62,34 +87,51 @@ class Deciding:
 
     Args:
         plans: What images were drawn along.
-        cascade: Tells them apart.
+        dealing: Deals them.
+        cascade: Tells their branches apart.
         real: Features (M, F) of real images.
-        realism: By how much more of what is drawn shall lie among them than of the most realistic plan.
-        deal_rate: How fast chances of plans move; 0 keeps them.
+        realism: Price of membership.
+        deal_rate: How fast chances of plans move that are the same for all; 0 keeps them.
     """
 
     def __init__(
-        self, plans: Plans, cascade: Cascade, real: Tensor, *, realism: float, deal_rate: float
+        self,
+        plans: Plans,
+        dealing: Dealing,
+        cascade: Cascade,
+        real: Tensor,
+        *,
+        realism: float,
+        deal_rate: float,
     ) -> None:
-        self.plans, self.cascade = plans, cascade
+        self.plans, self.dealing, self.cascade = plans, dealing, cascade
         self.realism, self.deal_rate = realism, deal_rate
         self.manifold = Manifold(real)
         self.real = moments(real.cpu())
-        self.dealing = Dealing(plans.weights, plans.sizes, plans.counts)
-        self.care = torch.ones(len(plans.counts), dtype=torch.float64)
-        nothing = no_looks(
-            cascade.nodes[-1].stop, cascade.first.mean.shape[1], len(plans.more), real.shape[1]
-        )
+        entries = cascade.first.mean.shape[1]
+        nothing = no_looks(cascade.nodes[-1].stop, entries, len(plans.more), real.shape[1])
         self.looks = [nothing] * len(plans.sizes)
-        self._slopes: dict[int, Slope] = {}
+        self.begun = torch.zeros(0, entries)
+        self._worths: dict[int, Worth] = {}
 
     @torch.no_grad()
-    def keep(self, plan: int, entries: Tensor, features: Tensor) -> None:
-        """Keep what images showed, (R, T, D), and became along all branches of a plan, (R, B, F)."""
+    def keep(self, plan: int, begun: Tensor, entries: Tensor, features: Tensor) -> None:
+        """Keep what images showed and became along all branches of a plan.
+
+        Args:
+            plan: Which one.
+            begun: (R, D) after the first evaluation, the same at all plans.
+            entries: (R, T, D) at every look.
+            features: (R, B, F).
+        """
         inside = torch.stack([self.manifold.membership(f) for f in features.unbind(1)], 1)
         new = Looks(entries.cpu(), features.half().cpu(), inside.cpu())
         self.looks[plan] = self.looks[plan].and_more(new)
         self.cascade.usual(plan, self.looks[plan].entries)
+        more = len(self.looks[plan].entries) - len(self.begun)
+        if more > 0:
+            self.begun = torch.cat((self.begun, begun[-more:].cpu()))
+            self.dealing.usual(self.begun)
 
     def known(self) -> list[int]:
         """The budgets all of whose plans were looked at."""
@@ -97,85 +139,80 @@ class Deciding:
         return [c for c in range(len(self.plans.counts)) if bool(looked[self.dealing.members(c)].all())]
 
     def survey(self) -> dict[str, float]:
-        """See what is drawn now; chances of plans and the price of membership move by it.
+        """See what is drawn now, and what results are worth to it; chances of plans move by that.
 
-        Chances of branches change little from one to the next: its slopes serve all steps between.
+        Chances change little from one step to the next: what is found here serves all steps between.
         """
-        told = []
+        seen = []
         for budget in self.known():
             crowd = self.crowd(budget)
-            self._slopes[budget] = slope(crowd.moments, self.real)
-            short = crowd.most + self.realism - crowd.inside
-            self.care[budget] = (self.care[budget] + _CARE_RATE * short).clamp(0, _MOST_CARE)
-            self.deal(budget, crowd)
-            told.append([distance(crowd.moments, self.real), crowd.inside, crowd.astray])
-        means = torch.tensor(told).mean(0).tolist()
-        return dict(zip(("gate/distance", "gate/realism", "gate/leaves_plan"), means, strict=True))
+            worth = self._worths[budget] = self._worth(budget, crowd)
+            among = zip(crowd.parts, crowd.among, strict=True)
+            means = torch.tensor([worth.of_part(part, inside) for part, inside in among])
+            self.dealing.reweigh(budget, self.begun, means / worth.scale, self.deal_rate)
+            seen.append([distance(crowd.moments, self.real), crowd.inside, crowd.astray])
+        found = torch.tensor(seen).mean(0).tolist()
+        return dict(zip(("gate/distance", "gate/realism", "gate/leaves_plan"), found, strict=True))
 
     @torch.no_grad()
     def crowd(self, budget: int) -> Crowd:
         """All that is drawn at a budget."""
-        members = self.dealing.members(budget)
-        shares = self.dealing.weights[budget, members]
-        parts, among, alone, home = [], [], [], []
-        for plan in members:
+        members, home = self.dealing.members(budget), self.plans.home
+        begins = self.dealing.chances(budget, self.begun)[:, members]
+        parts, among, kept, shares = [], [], [], []
+        for plan, chances in zip(members, begins.unbind(1), strict=True):
             looks = self.looks[plan]
+            begin = chances[: len(looks.entries)]
+            shares.append(begin.mean())
+            begin = begin / shares[-1].clamp(min=_LEAST)
             taken = self.cascade.chances(torch.full((len(looks.entries),), plan), looks.entries)
+            taken = taken * begin.unsqueeze(1)
             parts.append(drawn_moments(looks.results, taken))
             among.append(float((taken * looks.inside).sum(1).mean()))
-            alone.append(float(looks.inside[:, self.plans.home].mean()))
-            home.append(float(taken[:, self.plans.home].mean()))
-        inside, kept = (float(shares @ torch.tensor(one).double()) for one in (among, home))
-        return Crowd(mixed_moments(parts, shares), parts, among, inside, max(alone), 1 - kept)
+            kept.append(float(taken[:, home].mean()))
+        share = torch.stack(shares) / torch.stack(shares).sum()
+        inside, at_home = (float(share @ torch.tensor(one).double()) for one in (among, kept))
+        return Crowd(mixed_moments(parts, share), parts, among, share, inside, 1 - at_home)
 
     @torch.no_grad()
-    def deal(self, budget: int, crowd: Crowd) -> None:
-        """Deal plans more often whose images, going on as they do, are worth more."""
-        members = self.dealing.members(budget)
-        if len(members) == 1:
-            return
-        falls, units = self._slopes[budget], []
-        for looks in (self.looks[plan] for plan in members):
-            some = looks.results[:_SOME]
-            fall = falls(some.flatten(0, 1)).reshape(some.shape[:2])
-            units.append(torch.stack((_off(fall).std(), _off(looks.inside.double()).std())))
-        # In units of the distance; the two weigh as they do for branches.
-        far, inside = torch.stack(units).mean(0).tolist()
-        price = float(self.care[budget]) * far / max(inside, 1e-9)
-        worth = [price * share - falls.of(part) for part, share in zip(crowd.parts, crowd.among, strict=True)]
-        self.dealing.climb(budget, torch.tensor(worth), self.deal_rate)
+    def _worth(self, budget: int, crowd: Crowd) -> Worth:
+        """What results are worth to a crowd."""
+        falls = slope(crowd.moments, self.real)
+        deviations = []
+        for plan in self.dealing.members(budget):
+            some = Looks(*(part[:_SOME] for part in self.looks[plan]))
+            fall = falls(some.results.flatten(0, 1)).reshape(some.inside.shape)
+            deviations.append([_deviation(fall), _deviation(some.inside.double())])
+        far, inside = torch.tensor(deviations).mean(0).clamp(min=_LEAST).tolist()
+        return Worth(falls, 1 / far, self.realism / inside)
 
     def climb(self, budget: int, size: int, generator: torch.Generator) -> Tensor:
-        """What to climb, for ``size`` images that a budget deals its plans to, since the last survey."""
-        chances = self.dealing.weights[budget]
-        least = min(len(self.looks[plan].entries) for plan in self.dealing.members(budget))
-        chosen = torch.randperm(least, generator=generator)[:size]
-        plan = torch.multinomial(chances, len(chosen), replacement=True, generator=generator)
-        looks = deal(self.looks, plan, chosen)
+        """What to climb, for ``size`` looks at the plans that a budget deals, since the last survey."""
+        members = self.dealing.members(budget)
+        least = min(len(self.looks[plan].entries) for plan in members)
+        chosen = torch.randperm(least, generator=generator)[: max(size // len(members), 1)]
+        plan = torch.tensor(members).repeat_interleave(len(chosen))
+        looks = deal(self.looks, plan, chosen.repeat(len(members)))
         with torch.no_grad():
-            gain = -_standard(self._slopes[budget](looks.results.flatten(0, 1)).reshape(looks.inside.shape))
-            gain = gain + self.care[budget] * _standard(looks.inside.double())
-        return self.cascade.climb(plan, looks.entries, gain)
+            gain = self._worths[budget].of_results(looks)
+        brought = self.cascade.climb(plan, looks.entries, gain - gain.mean())
+        worth = torch.zeros(len(chosen), len(self.looks), dtype=brought.dtype)
+        worth[:, members] = brought.reshape(len(members), len(chosen)).T
+        return self.dealing.climb(budget, self.begun[chosen], worth)
 
     def state(self) -> dict[str, Tensor]:
-        """All that a resumed run needs, but for the cascade."""
-        kept = {"dealt": self.dealing.weights, "care": self.care}
+        """All that a resumed run needs, but for what learns."""
+        kept = {"begun": self.begun}
         for row, looks in enumerate(self.looks):
             kept |= {f"looks.{row}.{name}": part for name, part in looks._asdict().items()}
         return kept
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`."""
-        self.dealing.weights, self.care = tensors["dealt"], tensors["care"]
+        self.begun = tensors["begun"]
         self.looks = [Looks(**under(tensors, f"looks.{row}.")) for row in range(len(self.looks))]
 
 
-def _off(score: Tensor) -> Tensor:
-    """What of a score (…, B) depends on the branch."""
-    return score - score.mean(-1, keepdim=True)
-
-
-def _standard(score: Tensor) -> Tensor:
-    """What of a score (R, B) depends on the branch, in units of its deviation."""
-    off = _off(score)
-    return off / off.std().clamp(min=1e-9)
+def _deviation(score: Tensor) -> float:
+    """By how much a score (M, B) depends on the branch."""
+    return float((score - score.mean(1, keepdim=True)).std())

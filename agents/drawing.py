@@ -17,8 +17,11 @@ from envs.protocols import DifferentiableProcess, TimedTrajectories
 
 
 class Drawn(NamedTuple):
-    """What the branches brought: what each look showed (R, T, D), and x0 (R, C, H, W) of each branch."""
+    """What the branches brought: what the first evaluation and each look showed, (R, D) and (R, T, D), and x0
+    (R, C, H, W) of each branch.
+    """
 
+    begun: Tensor
     entries: Tensor
     results: list[Tensor]
 
@@ -48,6 +51,7 @@ def draw(
         recompute: As of the process.
     """
     trunk = process.timed(images, ways[0][:1].expand(len(images)), recompute=recompute)
+    begun = _look(grid, trunk, prices)
     _follow(trunk, ways[0][1:fork])
     options = round(len(ways) ** (1 / looks))
     parted, entries = [(trunk, list(ways))], []
@@ -59,7 +63,7 @@ def draw(
             _follow(one, part[0][at : at + 1])
     for one, (way,) in parted:
         _follow(one, way[fork + looks :])
-    return Drawn(torch.stack(entries, 1), [one.x0() for one, _ in parted])
+    return Drawn(begun, torch.stack(entries, 1), [one.x0() for one, _ in parted])
 
 
 def _parts(ways: Sequence[Tensor], count: int) -> list[list[Tensor]]:

@@ -22,6 +22,7 @@ from agents.plans import CLOSEST, Plans
 from envs.errors import UserError
 
 _SAME_TIME = 0.5  # by how much a first time may differ from the grid's
+_APART = 4e-6  # of the whole: evaluations of two schedules that come nearer are told apart no more
 _LEAST_CHANCE = 0.02  # of a mixture's member: one that is dealt less often is left out
 
 
@@ -48,7 +49,7 @@ class Endings(Plans):
     ) -> None:
         branches = (1 + len(stretches)) ** looks
         super().__init__(counts, [len(lam) for lam in schedules], weights, [0] * branches, left, looks)
-        self.schedules = [lam.double() for lam in schedules]
+        self.schedules = _told_apart([lam.double() for lam in schedules])
         self.stretches = tuple(stretches)
 
     def lams(self, row: int, *, stretched: bool = True) -> list[Tensor]:
@@ -57,6 +58,22 @@ class Endings(Plans):
         for at in range(self.fork(row), self.fork(row) + self.looks) if stretched else ():
             ways = [_stretched(lam, at, s) for lam in ways for s in (0.0, *self.stretches)]
         return ways
+
+
+def _told_apart(schedules: Sequence[Tensor]) -> list[Tensor]:
+    """λ (K,) of schedules that are at no time where another one is after as many evaluations, but the first.
+
+    Where a sample was evaluated last then tells which schedule it is on.
+    """
+    kept: list[Tensor] = []
+    for lam in schedules:
+        for k in range(1, len(lam)):
+            taken = sorted((float(other[k]) for other in kept if k < len(other)), reverse=True)
+            for at in taken:
+                if abs(float(lam[k]) - at) < _APART:
+                    lam = torch.cat((lam[:k], lam.new_tensor([at - _APART]), lam[k + 1 :]))
+        kept.append(lam)
+    return kept
 
 
 def _stretched(lam: Tensor, at: int, s: float) -> Tensor:

@@ -23,7 +23,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from agents.actor import blind
 from agents.cascade import Cascade
+from agents.dealing import Dealing
 from agents.deciding import Deciding
 from agents.drawing import Drawn, draw
 from agents.endings import read_endings
@@ -64,8 +66,8 @@ class ForkLearner(ThroughSampler):
         "stretches": (-0.5, 0.5),
         "side_weight": 0.4,
         "updates": 32,
-        "update_size": 512,
-        "realism": 0.005,
+        "update_size": 1024,
+        "realism": 1.5,
         "deal_rate": 1.0,
         "weight_decay": 0.1,
         "max_grad_norm": 0.5,
@@ -89,12 +91,11 @@ class ForkLearner(ThroughSampler):
             raise UserError("prices tell 'fork' how many evaluations to spend: leave env.price out")
         if h["plans"] and not 1 <= int(h["looks"]) <= left:
             raise UserError(f"need 1 <= looks <= left ({left}), not {h['looks']}")
-        if not 0 <= float(h["deal_rate"]) < float("inf"):
-            raise UserError(f"deal_rate must not be negative, not {h['deal_rate']}")
         if int(h["update_size"]) < 2:
             raise UserError(f"update_size must be 2 at least, not {h['update_size']}")
-        if not -1 <= float(h["realism"]) <= 1:
-            raise UserError(f"realism must lie between -1 (never mind it) and 1, not {h['realism']}")
+        for name in ("deal_rate", "realism"):
+            if not 0 <= float(h[name]) < float("inf"):
+                raise UserError(f"{name} must not be negative, not {h[name]}")
         if 0 in h["stretches"]:
             raise UserError("a stretch of 0 is the plan itself: leave it out of stretches")
         if not len(core.quality.real):
@@ -110,17 +111,21 @@ class ForkLearner(ThroughSampler):
         h = self.hyperparameters
         plans = self.plans = self._make_plans()
         self.tariff = Tariff(plans.counts[0], plans.counts[-1], self.core.prices)
+        self.dealing = Dealing(plans.weights, plans.sizes, plans.counts, inputs)
         self.cascade = Cascade(len(plans.sizes), inputs, plans.first, plans.looks)
         self.deciding = Deciding(
             plans,
+            self.dealing,
             self.cascade,
             self.core.quality.real,
             realism=float(h["realism"]),
             deal_rate=float(h["deal_rate"]),
         )
+        for network in (self.dealing.actor, *(gate.actor for gate in self.cascade.ahead)):
+            blind(network, str(h["sees"]))  # and the first look's where it is made
         self._next_plans: list[int] = []
         self._order = torch.randperm(self.core.num_images, generator=self.generator)
-        return {"cascade": self.cascade, "tree": plans}
+        return {"dealing": self.dealing, "cascade": self.cascade, "tree": plans}
 
     def _make_plans(self) -> Plans:
         h = self.hyperparameters
@@ -143,9 +148,13 @@ class ForkLearner(ThroughSampler):
     def _rates(self) -> list[tuple[list[nn.Parameter], float]]:
         h = self.hyperparameters
         return [
-            (list(self.cascade.parameters()), float(h["learning_rate"])),
+            (self._deciders(), float(h["learning_rate"])),
             (list(self.plans.parameters()), float(h["times_rate"])),
         ]
+
+    def _deciders(self) -> list[nn.Parameter]:
+        """What learns to decide."""
+        return [*self.dealing.parameters(), *self.cascade.parameters()]
 
     def _round(self, left: float) -> dict[str, float]:
         """One episode of every row: for the times first, then for the gates."""
@@ -189,7 +198,7 @@ class ForkLearner(ThroughSampler):
         if not known:
             return {}
         told = self.deciding.survey()
-        parameters = list(self.cascade.parameters())
+        parameters = self._deciders()
         for _ in range(int(self.hyperparameters["updates"])):
             budget = known[int(torch.randint(len(known), (1,), generator=self.generator))]
             self._update(budget, parameters)
@@ -204,7 +213,7 @@ class ForkLearner(ThroughSampler):
         turn = (torch.arange(len(core.rows)) + seen) % core.num_images
         drawn = self._draw(self._order[turn].to(core.rows.device), plan, stretched=True)
         features = torch.stack([core.quality.features(x0) for x0 in drawn.results], 1)
-        self.deciding.keep(plan, drawn.entries, features)
+        self.deciding.keep(plan, drawn.begun, drawn.entries, features)
 
     def _update(self, budget: int, parameters: list[nn.Parameter]) -> None:
         """One step of the gates."""
@@ -264,13 +273,14 @@ class ForkLearner(ThroughSampler):
         lam, table = plans.on_one_grid()
         inner = self.process.time_of((grid.lam[0] + (grid.lam[-1] - grid.lam[0]) * lam.to(grid.lam))[1:-1])
         times = [float(grid.times[0]), *inner.tolist(), float(grid.times[-1])]
-        cascade = deepcopy(self.cascade)
+        dealing, cascade = deepcopy(self.dealing), deepcopy(self.cascade)
         for plan, looks in enumerate(self.deciding.looks):
             if len(looks.entries):
                 cascade.settle(plan, looks.entries, _SLACK * plans.sizes[plan])
+        for budget in self.deciding.known():
+            dealing.settle(budget, self.deciding.begun)
         info = replace(info, times=times, evaluations=[plans.counts[0], plans.counts[-1]])
-        chances = self.deciding.dealing.kept()
-        return Fork(info, cascade, table, plans.counts, chances, lam, plans.left, projection)
+        return Fork(info, dealing, cascade, table, lam, plans.left, projection)
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs, looks included."""

@@ -50,14 +50,13 @@ class Gate(nn.Module):
 
     def usual(self, row: int, entries: Tensor) -> None:
         """Remember what samples show, (R, D), at the fork of the ``row``-th plan."""
-        deviation, self.mean[row] = torch.std_mean(entries, 0, correction=0)
-        self.deviation[row] = deviation.clamp(min=_LEAST_DEVIATION)
+        self.deviation[row], self.mean[row] = torch.std_mean(entries, 0, correction=0)
 
     def forward(self, row: Tensor, entries: Tensor) -> Tensor:
         """What each branch of plan ``row`` (R,) is worth, (R, B), to samples that show ``entries`` (R, D)."""
-        told = ((entries - self.mean[row]) / self.deviation[row]).clamp(-_UNHEARD_OF, _UNHEARD_OF)
-        which = nn.functional.one_hot(row, len(self.mean)).to(told.dtype)
-        found: Tensor = self.actor(torch.cat((told, which), 1))
+        seen = told(entries, self.mean[row], self.deviation[row])
+        which = nn.functional.one_hot(row, len(self.mean)).to(seen.dtype)
+        found: Tensor = self.actor(torch.cat((seen, which), 1))
         return found
 
     def chances(self, worth: Tensor, price: float) -> Tensor:
@@ -65,17 +64,9 @@ class Gate(nn.Module):
         return torch.softmax(worth.double() - price * self.more, 1)
 
     def climb(self, worth: Tensor, gain: Tensor) -> Tensor:
-        """What to climb so that Σ π·gain of (R, B) grows while samples spend K on average, as they do.
-
-        The price that keeps the mean moves with whatever is learned: the slope is that of gains less the
-        shadow price μ = E Cov_π(gain, K_b) / E Var_π(K_b) of evaluations (the implicit function theorem).
-        """
+        """What to climb, (R,), so that Σ π·gain of (R, B) grows while samples spend K on average."""
         chances = self.chances(worth, self.price(worth.detach(), chance=True))
-        with torch.no_grad():
-            off = self.more - (chances @ self.more).unsqueeze(1)
-            spread = (chances * off**2).sum(1).mean()
-            shadow = (chances * off * gain).sum(1).mean() / spread.clamp(min=1e-9)
-        return (chances * (gain - shadow * self.more)).sum(1).mean()
+        return worth_climbing(chances, gain, self.more)
 
     def branches(self, worth: Tensor, price: Tensor) -> Tensor:
         """The branches of most worth, (R,), at prices m (R,) or ()."""
@@ -107,3 +98,21 @@ class Gate(nn.Module):
         """Find the price of the ``row``-th plan for what samples show, (R, D), at its fork."""
         rows = torch.full((len(entries),), row, device=entries.device)
         self.prices[row] = self.price(self(rows, entries), chance=False, slack=slack)
+
+
+def told(entries: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """What samples show, (R, D), in deviations from what is usual."""
+    return ((entries - mean) / deviation.clamp(min=_LEAST_DEVIATION)).clamp(-_UNHEARD_OF, _UNHEARD_OF)
+
+
+def worth_climbing(chances: Tensor, gain: Tensor, cost: Tensor) -> Tensor:
+    """Σ π·(gain − μ·cost), (R,), of options taken with ``chances`` π that bring ``gain``, both (R, B).
+
+    A price of evaluations that keeps their mean moves with whatever is learned: the slope is that of gains
+    less the shadow price μ = E Cov_π(gain, cost) / E Var_π(cost) (the implicit function theorem).
+    """
+    with torch.no_grad():
+        off = cost - (chances @ cost).unsqueeze(1)
+        spread = (chances * off**2).sum(1).mean()
+        shadow = (chances * off * gain).sum(1).mean() / spread.clamp(min=1e-9)
+    return (chances * (gain - shadow * cost)).sum(1)

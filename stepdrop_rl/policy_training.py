@@ -147,7 +147,12 @@ class Session:
             raise UserError(
                 f"cannot resume {self.folder}: {', '.join(changed)} differ from the run's settings"
             )
-        self.learner.load_state(tensors)
+        try:
+            self.learner.load_state(tensors)
+        except (KeyError, RuntimeError):  # a tensor is missing, or has another shape
+            raise UserError(
+                f"cannot resume {self.folder}: an older version of '{self.config.algo}' wrote its state"
+            ) from None
         self.history = metadata["history"]
         self.best = min((entry["score"] for entry in self.history), default=None)
         self.seconds = metadata["seconds"]

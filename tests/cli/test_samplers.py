@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stepdrop_rl.interrupt import StopRequest
-from stepdrop_rl.weights import load_tensors, read_json
+from stepdrop_rl.weights import load_tensors, load_weights, read_json, save_weights
 
 from .conftest import call
 
@@ -109,6 +109,18 @@ def test_a_policy_by_gradients_is_learned_resumed_and_drawn_with(algo, solver, h
     records = json.loads(Path("e.json").read_text())["records"]
     assert [record["policy"] for record in records] == [algo, "target_stochastic"]
     assert {(record["solver"], record["clip"]) for record in records} == {(solver, "dynamic")}
+
+
+def test_the_state_of_an_older_version_is_refused(capsys):
+    argv = [*TINY, "--algo", "fork", "--hyperparameters", "{min_nfe: 3, max_nfe: 4, left: 1, updates: 2}"]
+    argv += ["--env.solver", "multistep", "--output", "old"]
+    assert quick("train_policy", *argv) == 0
+    tensors, metadata = load_weights(Path("old"), "state")
+    del tensors["dealing.mean"]
+    save_weights(Path("old"), "state", tensors, metadata)
+    assert quick("train_policy", *argv, "--resume") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error == "train_policy: cannot resume old: an older version of 'fork' wrote its state"
 
 
 def test_relaxed_gates_need_a_solver_of_order_1(capsys):

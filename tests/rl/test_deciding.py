@@ -3,21 +3,26 @@
 import torch
 
 from agents.cascade import Cascade
+from agents.dealing import Dealing
 from agents.deciding import Deciding
 from agents.endings import Endings
 
 D = 6
 
 
-def deciding_of(realism=0.0, count=500):
+def deciding_of(realism=0.0, count=500, schedules=((0, 0.2, 0.5, 0.9),)):
     real = 0.1 * torch.randn(count, 4, generator=torch.Generator().manual_seed(4))
-    plans = Endings([4], [torch.tensor([0, 0.2, 0.5, 0.9])], torch.ones(1, 1), 2, (-0.5, 0.5), looks=2)
-    cascade = Cascade(1, D, plans.first, plans.looks)
-    return Deciding(plans, cascade, real, realism=realism, deal_rate=1.0)
+    lams = [torch.tensor(lam) for lam in schedules]
+    plans = Endings([4], lams, torch.full((1, len(lams)), 1 / len(lams)), 2, (-0.5, 0.5), looks=2)
+    torch.manual_seed(0)
+    dealing = Dealing(plans.weights, plans.sizes, plans.counts, D)
+    cascade = Cascade(len(lams), D, plans.first, plans.looks)
+    return Deciding(plans, dealing, cascade, real, realism=realism, deal_rate=1.0)
 
 
 def learn(deciding, steps=60):
-    optimizer = torch.optim.Adam(deciding.cascade.parameters(), 1e-2)
+    parameters = [*deciding.dealing.parameters(), *deciding.cascade.parameters()]
+    optimizer = torch.optim.Adam(parameters, 1e-2)
     generator = torch.Generator().manual_seed(5)
     for _ in range(steps):
         told = deciding.survey()
@@ -44,7 +49,7 @@ def test_the_second_look_learns_what_the_first_cannot_see():
     results = 0.1 * torch.randn(1000, 1, 4, generator=generator).repeat(1, 9, 1)
     right = torch.where(helped, 1, 0)  # the second option for those, the plan for the others
     results += 2.0 * (torch.arange(9) % 3 != right.unsqueeze(1)).unsqueeze(2)
-    deciding.keep(0, entries, results)
+    deciding.keep(0, entries[:, 0], entries, results)
     told = learn(deciding)
     chances = chances_of(deciding, entries).sum(1)
     assert float(chances[helped, 1].mean()) > 0.95
@@ -52,20 +57,60 @@ def test_the_second_look_learns_what_the_first_cannot_see():
     assert told["gate/distance"] < 0.2
 
 
-def test_membership_has_a_price_while_there_is_too_little_of_it():
-    # The plan draws what is real, all other branches what is far away.
-    deciding = deciding_of()
-    generator = torch.Generator().manual_seed(7)
-    results = 9 + torch.randn(400, 9, 4, generator=generator)
-    results[:, 0] = 0.1 * torch.randn(400, 4, generator=generator)
-    deciding.keep(0, torch.randn(400, 4, D, generator=generator), results)
+def test_membership_is_worth_its_price():
+    # The second option of the last look is as far from what is real, and within it.
+    taken = {}
+    for realism in (0.0, 2.0):
+        deciding = deciding_of(realism)
+        entries = torch.randn(400, 4, D, generator=torch.Generator().manual_seed(7))
+        deciding.keep(0, entries[:, 0], entries, torch.ones(400, 9, 4))
+        inside = (torch.arange(9) % 3 == 1).float().expand(400, 9)
+        deciding.looks[0] = deciding.looks[0]._replace(inside=inside)
+        told = learn(deciding)
+        taken[realism] = float(chances_of(deciding, entries).sum(1)[:, 1].mean())
+        assert told["gate/realism"] == deciding.crowd(0).inside or realism > 0
+    assert taken[2.0] > 0.9 > 0.5 > taken[0.0]
+
+
+def test_the_first_evaluation_tells_whose_plan_is_whose():
+    # What each of two plans draws is real for those that show it, and far away for the others.
+    deciding = deciding_of(schedules=((0, 0.2, 0.5, 0.9), (0, 0.3, 0.6, 0.9)))
+    generator = torch.Generator().manual_seed(8)
+    entries = torch.zeros(1000, 4, D)
+    begun = torch.zeros(1000, D)
+    first = torch.arange(1000) % 2 == 0
+    begun[first, 0] = 1.0
+    for plan in (0, 1):
+        results = 0.1 * torch.randn(1000, 1, 4, generator=generator).repeat(1, 9, 1)
+        results[first == (plan == 1)] += 2.0
+        deciding.keep(plan, begun, entries, results)
+    told = learn(deciding)
+    chances = deciding.dealing.chances(0, begun).detach()
+    assert float(chances[first, 0].mean()) > 0.95
+    assert float(chances[~first, 1].mean()) > 0.95
+    assert told["gate/distance"] < 0.2
+
+
+def test_a_crowd_is_what_its_plans_bring_to_those_who_get_them():
+    # The moments of a large set, dealt by the chances and sent along branches by theirs.
+    deciding = deciding_of(schedules=((0, 0.2, 0.5, 0.9), (0, 0.3, 0.6, 0.9)))
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for parameter in (*deciding.dealing.parameters(), *deciding.cascade.parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    begun = torch.randn(300, D, generator=generator)
+    entries = torch.randn(300, 4, D, generator=generator)
+    results = torch.randn(2, 300, 9, 4, generator=generator)
+    for plan in (0, 1):
+        deciding.keep(plan, begun, entries, results[plan])
     crowd = deciding.crowd(0)
-    assert crowd.most > 0.8
-    assert crowd.inside < crowd.most, "some leave the plan"
-    before = float(deciding.care[0])
-    deciding.survey()
-    assert float(deciding.care[0]) > before
-    deciding.realism = -1.0
-    for _ in range(3):
-        deciding.survey()
-    assert float(deciding.care[0]) == 0
+    begins = deciding.dealing.chances(0, begun).detach()
+    drawn = []
+    for _ in range(300):
+        plan = torch.multinomial(begins, 1, generator=generator).flatten()
+        branch = torch.multinomial(deciding.cascade.chances(plan, entries).detach(), 1, generator=generator)
+        drawn.append(results[plan, torch.arange(300), branch.flatten()])
+    set_ = torch.cat(drawn).double()
+    torch.testing.assert_close(crowd.moments[0], set_.mean(0), rtol=0, atol=0.01)
+    torch.testing.assert_close(crowd.moments[1], torch.cov(set_.T), rtol=0, atol=0.02)
+    torch.testing.assert_close(crowd.shares, begins.mean(0))
