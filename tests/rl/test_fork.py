@@ -181,6 +181,40 @@ def test_a_mixtures_chances_are_kept_point_by_point(problem, mixed):
     assert {tuple(row) for row in samples.evaluated.tolist()} <= {tuple(row) for row in once.tolist()}
 
 
+@pytest.mark.parametrize("asked", ["once", "at every point"])
+def test_a_sample_gets_the_plan_that_its_first_evaluation_asks_for(problem, mixed, asked):
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():  # so sure that coins decide little
+        last = mixed.dealing.actor[-1]
+        last.weight.copy_(300 * torch.randn(3, 64, generator=generator))
+        z = mixed.dealing.logits(0, mixed.deciding.begun)[:, :2]
+        last.bias[:2] -= z.median(0).values.float()
+    policy = policy_of(problem, mixed)
+    chances = policy.dealing.chances(0, mixed.deciding.begun)[:BANK]
+    assert float((chances @ policy.dealing.sizes).mean()) <= 4
+    sure = chances.max(1).values > 0.99
+    assert float(sure.double().mean()) > 0.8
+    agent = policy if asked == "once" else PointByPoint(policy)
+    engine = engine_of(problem, policy, Role.POLICY_TRAINING)
+    samples = engine.sample(agent, BANK, price=policy.tariff.price(4))
+    dealt = samples.nfe[mixed._order[:BANK]]
+    wanted = policy.dealing.sizes[chances.argmax(1)]
+    assert len(wanted[sure].unique()) == 2, "samples are told apart"
+    assert float((dealt == wanted)[sure].double().mean()) > 0.97
+
+
+def test_schedules_that_meet_are_told_apart():
+    alike = torch.tensor([[0, 0.3, 0.6, 1.0], [0, 0.3, 0.5, 1.0], [0, 0.3, 0.6, 0.9]])
+    kept = torch.stack(Endings([4], list(alike), torch.ones(1, 3) / 3, 2, (0.5,)).schedules)
+    torch.testing.assert_close(kept, alike.double(), rtol=0, atol=1e-5)
+    assert all(len(times.unique()) == 3 for times in kept.T[1:])
+    grid, table = Endings([4], list(alike), torch.ones(1, 3) / 3, 2, (0.5,), looks=2).on_one_grid()
+    assert float(grid.max()) == 1
+    for at in (1, 2):
+        where = [set(plan[:, at].tolist()) for plan in table]
+        assert len(set.union(*where)) == sum(len(points) for points in where)
+
+
 class PointByPoint:
     """The policy as an agent that is asked at every point."""
 
