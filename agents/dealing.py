@@ -5,13 +5,10 @@ costs nothing. One that shows o at a budget of K evaluations gets plan p with th
 
     π(p | o) ∝ w_p·e^{z_p(o)},
 
-z a network's. A plan of K_p evaluations is worth v_p, what one more of its samples would do for the set (the
-first variation at π), to one sample or on average. The gradient of the former moves z; of the latter,
-
-    w_p ← w_p·exp(η·v_p − m·K_p), normalised,
-
-with the least m ≥ 0 at which samples spend K on average, climbs it (exponentiated gradients: Kivinen and
-Warmuth 1997) until all plans in use are worth the same, but for a price of evaluations.
+w given and z a network's, which climbs what plans are worth to samples: what one more of these would do for
+the set (the first variation at π). A budget of K evaluations is kept by w_p ← w_p·e^{−m·K_p}, K_p the plan's,
+with the least m ≥ 0 at which samples spend K on average. (Exponentiated gradients of w beside that, by the
+mean worth of what each plan brings, pull the other way: whom a plan suits is not who has it.)
 
 Shapes: R samples; D observation entries; C budgets; P plans.
 """
@@ -27,7 +24,6 @@ from agents.actor import make_network
 from agents.gate import told, worth_climbing
 
 _LEAST = 0.02  # chance of a plan that is worth keeping
-_FLOOR = 1e-9  # chance: none is lost for good while it is learned
 _ROUNDING = 1e-9  # of evaluations
 _SLACK = 0.001  # of a budget, kept back: other samples than these may spend a little more
 _HIGHEST = 100.0  # m
@@ -38,7 +34,7 @@ class Dealing(nn.Module):
     """Chances of plans at every budget, that spend it at most.
 
     Args:
-        weights: w (C, P) to begin with; a plan of chance 0 does not belong to the budget.
+        weights: w (C, P); a plan of chance 0 does not belong to the budget.
         sizes: K_p of each plan, (P,).
         counts: K of the budgets, (C,).
         entries: D.
@@ -85,31 +81,21 @@ class Dealing(nn.Module):
         return worth_climbing(self.chances(budget, entries), worth, cost).mean()
 
     @torch.no_grad()
-    def reweigh(self, budget: int, entries: Tensor, worth: Tensor, rate: float) -> None:
-        """Deal plans of more ``worth`` v (members,) more often; ``rate`` is η.
-
-        They are paid for by samples like those that showed ``entries`` (R, D).
-        """
-        members = self.members(budget)
-        self.weights[budget, members] *= torch.exp(rate * (worth - worth.max()).double())
-        self._afford(budget, entries)
-        self.weights[budget, members] = self.weights[budget, members].clamp(min=_FLOOR)
-
-    @torch.no_grad()
-    def settle(self, budget: int, entries: Tensor) -> None:
-        """Leave out plans that samples like those that showed ``entries`` (R, D) hardly ever get."""
-        self._afford(budget, entries)
-        often = self.chances(budget, entries).mean(0) >= _LEAST
-        if bool((often & (self.sizes <= self.counts[budget])).any()):  # or the cheap ones are rare
-            self.weights[budget] = torch.where(often, self.weights[budget], 0.0)
-            self._afford(budget, entries)
-
-    def _afford(self, budget: int, entries: Tensor) -> None:
-        """Take m·K_p off log w_p."""
+    def afford(self, budget: int, entries: Tensor) -> None:
+        """Deal dear plans less often, where samples that show ``entries`` (R, D) spend too much."""
         target = max((1 - _SLACK) * self.counts[budget], float(self.sizes[self.members(budget)].min()))
         m = price_of(self.logits(budget, entries), self.sizes, target)
         self._spent[budget] = m > 0
         self.weights[budget] = torch.softmax(self.weights[budget].log() - m * self.sizes, 0)
+
+    @torch.no_grad()
+    def settle(self, budget: int, entries: Tensor) -> None:
+        """Leave out plans that samples that show ``entries`` (R, D) hardly ever get."""
+        self.afford(budget, entries)
+        often = self.chances(budget, entries).mean(0) >= _LEAST
+        if bool((often & (self.sizes <= self.counts[budget])).any()):  # or the cheap ones are rare
+            self.weights[budget] = torch.where(often, self.weights[budget], 0.0)
+            self.afford(budget, entries)
 
 
 def price_of(logits: Tensor, sizes: Tensor, nfe: float) -> float:

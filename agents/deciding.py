@@ -40,21 +40,15 @@ _LEAST = 1e-9  # deviation, share of a plan
 
 
 class Crowd(NamedTuple):
-    """A set of images: its moments, and shares of it.
+    """A set of images.
 
     Args:
         moments: Mean (F,) and covariance (F, F).
-        parts: The same of what each of its plans brings.
-        among: The shares of these that lie among the real.
-        shares: How much of all each plan brings.
-        inside: The share of all that lies among the real.
+        inside: The share that lies among the real.
         astray: The share that does not go on as its plan does.
     """
 
     moments: Moments
-    parts: list[Moments]
-    among: list[float]
-    shares: Tensor
     inside: float
     astray: float
 
@@ -77,10 +71,6 @@ class Worth(NamedTuple):
         fall = self.slope(looks.results.flatten(0, 1)).reshape(looks.inside.shape)
         return self.price * looks.inside.double() - self.scale * fall
 
-    def of_part(self, part: Moments, inside: float) -> float:
-        """The mean over a part of the set, by its moments and its share among the real."""
-        return self.price * inside - self.scale * self.slope.of(part)
-
 
 class Deciding:
     """Looks, and what chances of plans and branches make of them.
@@ -91,7 +81,6 @@ class Deciding:
         cascade: Tells their branches apart.
         real: Features (M, F) of real images.
         realism: Price of membership.
-        deal_rate: How fast chances of plans move that are the same for all; 0 keeps them.
     """
 
     def __init__(
@@ -100,12 +89,10 @@ class Deciding:
         dealing: Dealing,
         cascade: Cascade,
         real: Tensor,
-        *,
         realism: float,
-        deal_rate: float,
     ) -> None:
         self.plans, self.dealing, self.cascade = plans, dealing, cascade
-        self.realism, self.deal_rate = realism, deal_rate
+        self.realism = realism
         self.manifold = Manifold(real)
         self.real = moments(real.cpu())
         entries = cascade.first.mean.shape[1]
@@ -139,17 +126,15 @@ class Deciding:
         return [c for c in range(len(self.plans.counts)) if bool(looked[self.dealing.members(c)].all())]
 
     def survey(self) -> dict[str, float]:
-        """See what is drawn now, and what results are worth to it; chances of plans move by that.
+        """See what is drawn now, and what results are worth to it; budgets are kept.
 
         Chances change little from one step to the next: what is found here serves all steps between.
         """
         seen = []
         for budget in self.known():
+            self.dealing.afford(budget, self.begun)
             crowd = self.crowd(budget)
-            worth = self._worths[budget] = self._worth(budget, crowd)
-            among = zip(crowd.parts, crowd.among, strict=True)
-            means = torch.tensor([worth.of_part(part, inside) for part, inside in among])
-            self.dealing.reweigh(budget, self.begun, means / worth.scale, self.deal_rate)
+            self._worths[budget] = self._worth(budget, crowd)
             seen.append([distance(crowd.moments, self.real), crowd.inside, crowd.astray])
         found = torch.tensor(seen).mean(0).tolist()
         return dict(zip(("gate/distance", "gate/realism", "gate/leaves_plan"), found, strict=True))
@@ -172,7 +157,7 @@ class Deciding:
             kept.append(float(taken[:, home].mean()))
         share = torch.stack(shares) / torch.stack(shares).sum()
         inside, at_home = (float(share @ torch.tensor(one).double()) for one in (among, kept))
-        return Crowd(mixed_moments(parts, share), parts, among, share, inside, 1 - at_home)
+        return Crowd(mixed_moments(parts, share), inside, 1 - at_home)
 
     @torch.no_grad()
     def _worth(self, budget: int, crowd: Crowd) -> Worth:

@@ -68,7 +68,6 @@ class ForkLearner(ThroughSampler):
         "updates": 32,
         "update_size": 1024,
         "realism": 1.5,
-        "deal_rate": 1.0,
         "weight_decay": 0.1,
         "max_grad_norm": 0.5,
         "recompute": True,
@@ -93,9 +92,8 @@ class ForkLearner(ThroughSampler):
             raise UserError(f"need 1 <= looks <= left ({left}), not {h['looks']}")
         if int(h["update_size"]) < 2:
             raise UserError(f"update_size must be 2 at least, not {h['update_size']}")
-        for name in ("deal_rate", "realism"):
-            if not 0 <= float(h[name]) < float("inf"):
-                raise UserError(f"{name} must not be negative, not {h[name]}")
+        if not 0 <= float(h["realism"]) < float("inf"):
+            raise UserError(f"realism must not be negative, not {h['realism']}")
         if 0 in h["stretches"]:
             raise UserError("a stretch of 0 is the plan itself: leave it out of stretches")
         if not len(core.quality.real):
@@ -118,8 +116,7 @@ class ForkLearner(ThroughSampler):
             self.dealing,
             self.cascade,
             self.core.quality.real,
-            realism=float(h["realism"]),
-            deal_rate=float(h["deal_rate"]),
+            float(h["realism"]),
         )
         for network in (self.dealing.actor, *(gate.actor for gate in self.cascade.ahead)):
             blind(network, str(h["sees"]))  # and the first look's where it is made

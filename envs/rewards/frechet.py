@@ -40,12 +40,6 @@ class Slope(NamedTuple):
         off = f.double() - self.mean
         return off @ self.linear + ((off @ self.quadratic) * off).sum(1) - self.constant
 
-    def of(self, moments: Moments) -> float:
-        """The same of a set mixed in: what its images change on average, which its moments tell."""
-        off, covariance = moments[0] - self.mean, moments[1]
-        spread = (self.quadratic * covariance).sum() + off @ self.quadratic @ off
-        return float(off @ self.linear + spread - self.constant)
-
 
 def root(matrix: Tensor, power: float) -> Tensor:
     """A power of a symmetric positive matrix; its smallest eigenvalues are held up."""

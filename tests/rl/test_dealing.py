@@ -26,8 +26,10 @@ def test_it_finds_the_mixture_of_least_distance_that_the_budget_pays_for(nfe):
     sizes = [3, 4, 6, 7]
     dealing = Dealing(torch.full((1, 4), 0.25), sizes, [nfe], D)
     anyone = torch.zeros(1, D)
+    optimizer = torch.optim.Adam([dealing.actor[-1].bias], 0.02)
     for _ in range(3000):
-        weights = dealing.weights[0]
+        dealing.afford(0, anyone)
+        weights = dealing.chances(0, anyone)[0].detach()
         mean = weights @ means
         second = torch.einsum("p,pij->ij", weights, seconds)
         falls = slope((mean, second - torch.outer(mean, mean)), REAL)
@@ -35,14 +37,16 @@ def test_it_finds_the_mixture_of_least_distance_that_the_budget_pays_for(nfe):
         off = seconds - torch.einsum("pi,j->pij", means, mean) - torch.einsum("i,pj->pij", mean, means)
         off = off + torch.outer(mean, mean)
         far = (means - mean) @ falls.linear + (falls.quadratic * off).sum((1, 2)) - falls.constant
-        dealing.reweigh(0, anyone, -far, 0.3)
+        optimizer.zero_grad()
+        (-dealing.climb(0, anyone, -far.unsqueeze(0))).backward()
+        optimizer.step()
     cost = torch.tensor(sizes, dtype=torch.float64)
-    assert float(dealing.weights[0] @ cost) <= nfe + 1e-6
+    assert float(weights @ cost) <= nfe + 1e-6
     white = REAL[0], root(REAL[1], 0.5)
     best = best_weights(means, seconds, REAL, cost, 0.999 * nfe)  # it keeps a little back
-    found = [float(mixture_distance(w, means, seconds, white)) for w in (dealing.weights[0], best)]
+    found = [float(mixture_distance(w, means, seconds, white)) for w in (weights, best)]
     assert found[0] == pytest.approx(found[1], abs=1e-3)
-    torch.testing.assert_close(dealing.weights[0], best, rtol=0, atol=0.03)
+    torch.testing.assert_close(weights, best, rtol=0, atol=0.03)
 
 
 def test_the_price_is_the_least_that_keeps_the_budget():
@@ -85,7 +89,7 @@ def test_samples_learn_which_plan_is_theirs_at_what_it_costs(sizes):
     torch.testing.assert_close(chances_of(dealing, 0)[0], torch.tensor([0.5, 0.5]).double())
     optimizer = torch.optim.Adam(dealing.parameters(), 1e-2)
     for _ in range(200):
-        dealing.reweigh(0, entries, torch.zeros(2), 0.0)
+        dealing.afford(0, entries)
         loss = -dealing.climb(0, entries, worth).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -108,7 +112,7 @@ def test_its_slope_is_that_of_what_is_worth_at_equal_cost():
     bias = dealing.actor[-1].bias
 
     def mean_worth():
-        dealing.reweigh(0, entries, torch.zeros(3).double(), 0.0)
+        dealing.afford(0, entries)
         return float((dealing.chances(0, entries).detach() * worth).sum(1).mean())
 
     mean_worth()

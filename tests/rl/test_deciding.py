@@ -17,7 +17,7 @@ def deciding_of(realism=0.0, count=500, schedules=((0, 0.2, 0.5, 0.9),)):
     torch.manual_seed(0)
     dealing = Dealing(plans.weights, plans.sizes, plans.counts, D)
     cascade = Cascade(len(lams), D, plans.first, plans.looks)
-    return Deciding(plans, dealing, cascade, real, realism=realism, deal_rate=1.0)
+    return Deciding(plans, dealing, cascade, real, realism)
 
 
 def learn(deciding, steps=60):
@@ -113,4 +113,3 @@ def test_a_crowd_is_what_its_plans_bring_to_those_who_get_them():
     set_ = torch.cat(drawn).double()
     torch.testing.assert_close(crowd.moments[0], set_.mean(0), rtol=0, atol=0.01)
     torch.testing.assert_close(crowd.moments[1], torch.cov(set_.T), rtol=0, atol=0.02)
-    torch.testing.assert_close(crowd.shares, begins.mean(0))
