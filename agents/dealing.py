@@ -3,12 +3,12 @@
 All plans begin at the same time, so a sample has been evaluated once before they part, and a look at it then
 costs nothing. One that shows o at a budget of K evaluations gets plan p with the chance
 
-    π(p | o) ∝ w_p·e^{z_p(o)},
+    π(p | o) ∝ w_p·exp(z_p(o) − m·K_p),
 
 w given and z a network's, which climbs what plans are worth to samples: what one more of these would do for
-the set (the first variation at π). A budget of K evaluations is kept by w_p ← w_p·e^{−m·K_p}, K_p the plan's,
-with the least m ≥ 0 at which samples spend K on average. (Exponentiated gradients of w beside that, by the
-mean worth of what each plan brings, pull the other way: whom a plan suits is not who has it.)
+the set (the first variation at π). K_p are the plan's evaluations, m ≥ 0 the least price of one at which
+samples spend K on average, found anew from w and z: a price that was taken off w step by step, or a w that
+climbs the mean worth of what each plan brings, is fought by z, for whom a plan suits is not who has it.
 
 Shapes: R samples; D observation entries; C budgets; P plans.
 """
@@ -45,13 +45,14 @@ class Dealing(nn.Module):
         self.weights: Tensor
         self.mean: Tensor
         self.deviation: Tensor
+        self.prices: Tensor
         self.sizes: Tensor
         self.counts = list(counts)
-        self._spent = [False] * len(self.counts)  # whether budgets are: what costs more is then paid for
         self.actor = make_network(entries + len(self.counts), len(sizes), 0.0)  # it tells nobody apart yet
         self.register_buffer("weights", weights.double().clone())
         self.register_buffer("mean", torch.zeros(entries))
         self.register_buffer("deviation", torch.ones(entries))
+        self.register_buffer("prices", torch.zeros(len(self.counts), dtype=torch.float64), persistent=False)
         self.register_buffer("sizes", torch.tensor(list(sizes), dtype=torch.float64), persistent=False)
 
     def members(self, budget: int) -> list[int]:
@@ -73,29 +74,29 @@ class Dealing(nn.Module):
 
     def chances(self, budget: int, entries: Tensor) -> Tensor:
         """π (R, P), for samples that show ``entries`` (R, D) after their first evaluation."""
-        return torch.softmax(self.logits(budget, entries), 1)
+        return torch.softmax(self.logits(budget, entries) - self.prices[budget] * self.sizes, 1)
 
     def climb(self, budget: int, entries: Tensor, worth: Tensor) -> Tensor:
         """What to climb so that the mean of Σ π·worth of (R, P) grows within the budget."""
-        cost = self.sizes if self._spent[budget] else torch.zeros_like(self.sizes)
+        cost = self.sizes if self.prices[budget] > 0 else torch.zeros_like(self.sizes)
         return worth_climbing(self.chances(budget, entries), worth, cost).mean()
 
     @torch.no_grad()
     def afford(self, budget: int, entries: Tensor) -> None:
-        """Deal dear plans less often, where samples that show ``entries`` (R, D) spend too much."""
+        """Find the price at which samples that show ``entries`` (R, D) keep the budget."""
         target = max((1 - _SLACK) * self.counts[budget], float(self.sizes[self.members(budget)].min()))
-        m = price_of(self.logits(budget, entries), self.sizes, target)
-        self._spent[budget] = m > 0
-        self.weights[budget] = torch.softmax(self.weights[budget].log() - m * self.sizes, 0)
+        self.prices[budget] = price_of(self.logits(budget, entries), self.sizes, target)
 
     @torch.no_grad()
     def settle(self, budget: int, entries: Tensor) -> None:
-        """Leave out plans that samples that show ``entries`` (R, D) hardly ever get."""
+        """Leave out plans that samples that show ``entries`` (R, D) hardly ever get; w pays for the rest."""
         self.afford(budget, entries)
         often = self.chances(budget, entries).mean(0) >= _LEAST
         if bool((often & (self.sizes <= self.counts[budget])).any()):  # or the cheap ones are rare
             self.weights[budget] = torch.where(often, self.weights[budget], 0.0)
             self.afford(budget, entries)
+        self.weights[budget] = torch.softmax(self.weights[budget].log() - self.prices[budget] * self.sizes, 0)
+        self.prices[budget] = 0.0
 
 
 def price_of(logits: Tensor, sizes: Tensor, nfe: float) -> float:
