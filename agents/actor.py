@@ -6,7 +6,7 @@ Shapes: R observations (R, D); two outputs: skip, evaluate.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -70,20 +70,36 @@ def start_at(actor: Layers, nfe: float, num_points: int) -> None:
         actor[-1][1].copy_(torch.tensor([0.0, math.log(rate / (1 - rate))]))
 
 
-def blind(actor: nn.Sequential, sees: str) -> None:
-    """Let the policy see no more than it may: weights of the other entries are 0 and stay 0."""
+def blind(actor: nn.Sequential, sees: str, entries: int) -> None:
+    """Let the policy see no more than it may: weights of the other entries are 0 and stay 0.
+
+    Args:
+        actor: What is observed comes first among its inputs; what it is told beside that it keeps.
+        sees: One of :data:`SIGHTS`.
+        entries: How many of the inputs are observed.
+    """
     if sees not in SIGHTS:
         raise unknown_name("sees", sees, SIGHTS)
     names = SIGHTS[sees]
-    if names is None:
-        return
+    if names is not None:
+        seen = [i for i, entry in enumerate(ENTRIES) if entry.name in names]
+        see_only(actor, [*seen, *range(entries, _first(actor).in_features)])
+
+
+def see_only(actor: nn.Sequential, inputs: Sequence[int]) -> None:
+    """Weights of all but these inputs are 0 and stay 0."""
+    weight = _first(actor).weight
+    mask = torch.zeros_like(weight)
+    mask[:, list(inputs)] = 1.0
+    with torch.no_grad():
+        weight.mul_(mask)
+    weight.register_hook(lambda gradient: gradient * mask)
+
+
+def _first(actor: nn.Sequential) -> nn.Linear:
     first = actor[0]
     assert isinstance(first, nn.Linear)
-    mask = torch.zeros_like(first.weight)
-    mask[:, [i for i, entry in enumerate(ENTRIES) if entry.name in names]] = 1.0
-    with torch.no_grad():
-        first.weight.mul_(mask)
-    first.weight.register_hook(lambda gradient: gradient * mask)
+    return first
 
 
 def layers_of(modules: Iterable[nn.Module]) -> Layers:

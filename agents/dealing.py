@@ -5,17 +5,18 @@ costs nothing. One that shows o at a budget of K evaluations gets plan p with th
 
     π(p | o) ∝ w_p·exp(z_p(o) − m·K_p),
 
-w given and z a network's, which climbs what plans are worth to samples: what one more of these would do for
-the set (the first variation at π). K_p are the plan's evaluations, m ≥ 0 the least price of one at which
-samples spend K on average, found anew from w and z: a price that was taken off w step by step, or a w that
-climbs the mean worth of what each plan brings, is fought by z, for whom a plan suits is not who has it.
+w given and z a network's (of K alone, where nothing is to be seen), which climbs what plans are worth to
+samples: what one more of these would do for the set (the first variation at π). K_p are the plan's
+evaluations, m ≥ 0 the least price of one at which samples spend K on average, anew from w and z: a price
+that was taken off w step by step, or a w that climbs the mean worth of what each plan brings, is fought by z,
+for whom a plan suits is not who has it.
 
 Shapes: R samples; D observation entries; C budgets; P plans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,8 @@ _LEAST = 0.02  # chance of a plan that is worth keeping
 _ROUNDING = 1e-9  # of evaluations
 _SLACK = 0.001  # of a budget, kept back: other samples than these may spend a little more
 _HIGHEST = 100.0  # m
-_HALVINGS = 60
+_DEAREST = 1e4  # price of lying among the real
+_HALVINGS = 50
 
 
 class Dealing(nn.Module):
@@ -79,7 +81,7 @@ class Dealing(nn.Module):
     def climb(self, budget: int, entries: Tensor, worth: Tensor) -> Tensor:
         """What to climb so that the mean of Σ π·worth of (R, P) grows within the budget."""
         cost = self.sizes if self.prices[budget] > 0 else torch.zeros_like(self.sizes)
-        return worth_climbing(self.chances(budget, entries), worth, cost).mean()
+        return worth_climbing(self.chances(budget, entries), worth, cost, at_most=True).mean()
 
     @torch.no_grad()
     def afford(self, budget: int, entries: Tensor) -> None:
@@ -88,9 +90,24 @@ class Dealing(nn.Module):
         self.prices[budget] = price_of(self.logits(budget, entries), self.sizes, target)
 
     @torch.no_grad()
-    def settle(self, budget: int, entries: Tensor) -> None:
-        """Leave out plans that samples that show ``entries`` (R, D) hardly ever get; w pays for the rest."""
-        self.afford(budget, entries)
+    def settle(self, budget: int, entries: Tensor, inside: Tensor, least: float) -> None:
+        """Deal the realistic more often where too little is, leave out the rare; w pays for it all.
+
+        Args:
+            budget: At which.
+            entries: What samples show, (R, D).
+            inside: The share of what each plan brings that lies among the real, (P,).
+            least: The share of all that must, ``max(inside)`` at most.
+        """
+        given = self.weights[budget].log()
+
+        def lacking(price: float) -> bool:
+            self.weights[budget] = torch.softmax(given + price * inside, 0)
+            self.afford(budget, entries)
+            return float((self.chances(budget, entries) @ inside).mean()) < least
+
+        if lacking(0.0):
+            _lowest(lacking, _DEAREST)
         often = self.chances(budget, entries).mean(0) >= _LEAST
         if bool((often & (self.sizes <= self.counts[budget])).any()):  # or the cheap ones are rare
             self.weights[budget] = torch.where(often, self.weights[budget], 0.0)
@@ -110,8 +127,14 @@ def price_of(logits: Tensor, sizes: Tensor, nfe: float) -> float:
 
     if spent(0.0) <= nfe + _ROUNDING:
         return 0.0
-    low, high = 0.0, _HIGHEST
+    return _lowest(lambda m: spent(m) > nfe, _HIGHEST)
+
+
+def _lowest(too_low: Callable[[float], bool], high: float) -> float:
+    """The least price that is not too low, ``high`` at most; it is asked about last."""
+    low = 0.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if spent(middle) > nfe else (low, middle)
+        low, high = (middle, high) if too_low(middle) else (low, middle)
+    too_low(high)
     return high

@@ -4,13 +4,16 @@ All branches of all looks are kept, none is drawn: the Fréchet distance of all 
 (:mod:`agents.population`), by chances of plans (:mod:`agents.dealing`) and of branches
 (:mod:`agents.cascade`), a policy gradient over all actions (Sutton et al. 2000; Ciosek and Whiteson 2018). A
 distance of distributions alone trades nearness for variety, and precision falls. So membership in the
-manifold of real images (:mod:`agents.manifold`) has a price, ``realism``: a result is worth
+manifold of real images (:mod:`agents.manifold`) has a price, ``realism``: what branch b makes of an image is
+worth
 
-    realism·membership/σ_m − φ/σ_φ,
+    realism·m_b − φ/σ_φ,
 
-φ the first variation of the distance and σ the deviations of both between branches of an image. (A price
-that rises until as much lies among the real as of the most realistic plan runs away: on looks that gates
-learned from more lies there than on fresh ones, and on looks that are held back ever less, the dearer it is.)
+m_b the mean membership of all that b makes, φ the first variation of the distance and σ_φ its deviation
+between branches of an image. Image by image membership can hardly be told from what a look shows: gates that
+are paid by that learn noise by heart. A price alone keeps nothing. So in the end realistic plans are dealt
+more often, until of all no more than ``shortfall`` less lies there than of the most realistic plan. (A price
+that rises meanwhile until that holds runs away where no other plan comes near it.)
 
 Φ itself would mislead where it holds nearness to the teacher: each evaluation brings an image nearer to its
 teacher, and few bring what is drawn nearer to what is real.
@@ -53,23 +56,20 @@ class Crowd(NamedTuple):
     astray: float
 
 
-class Worth(NamedTuple):
-    """What results are worth to a set.
+class Rise(NamedTuple):
+    """By how much results take a set away from what is real: φ/σ_φ.
 
     Args:
         slope: φ.
-        scale: 1/σ_φ.
-        price: Of membership, realism/σ_m.
+        deviation: σ_φ.
     """
 
     slope: Slope
-    scale: float
-    price: float
+    deviation: float
 
-    def of_results(self, looks: Looks) -> Tensor:
-        """(M, B)."""
-        fall = self.slope(looks.results.flatten(0, 1)).reshape(looks.inside.shape)
-        return self.price * looks.inside.double() - self.scale * fall
+    def of_results(self, results: Tensor) -> Tensor:
+        """(M, B), of ``results`` (M, B, F)."""
+        return self.slope(results.flatten(0, 1)).reshape(results.shape[:2]) / self.deviation
 
 
 class Deciding:
@@ -80,7 +80,8 @@ class Deciding:
         dealing: Deals them.
         cascade: Tells their branches apart.
         real: Features (M, F) of real images.
-        realism: Price of membership.
+        realism: Price of membership, in deviations of the distance's slope.
+        shortfall: By how much less of all may lie there than of the most realistic plan.
     """
 
     def __init__(
@@ -90,16 +91,18 @@ class Deciding:
         cascade: Cascade,
         real: Tensor,
         realism: float,
+        shortfall: float,
     ) -> None:
         self.plans, self.dealing, self.cascade = plans, dealing, cascade
-        self.realism = realism
+        self.realism, self.shortfall = realism, shortfall
         self.manifold = Manifold(real)
         self.real = moments(real.cpu())
         entries = cascade.first.mean.shape[1]
         nothing = no_looks(cascade.nodes[-1].stop, entries, len(plans.more), real.shape[1])
         self.looks = [nothing] * len(plans.sizes)
+        self.inside = torch.zeros(len(plans.sizes), len(plans.more), dtype=torch.float64)  # m_b of every plan
         self.begun = torch.zeros(0, entries)
-        self._worths: dict[int, Worth] = {}
+        self._rises: dict[int, Rise] = {}
 
     @torch.no_grad()
     def keep(self, plan: int, begun: Tensor, entries: Tensor, features: Tensor) -> None:
@@ -111,11 +114,12 @@ class Deciding:
             entries: (R, T, D) at every look.
             features: (R, B, F).
         """
-        inside = torch.stack([self.manifold.membership(f) for f in features.unbind(1)], 1)
-        new = Looks(entries.cpu(), features.half().cpu(), inside.cpu())
-        self.looks[plan] = self.looks[plan].and_more(new)
+        inside = torch.stack([self.manifold.membership(f).double().mean() for f in features.unbind(1)])
+        self.looks[plan] = self.looks[plan].and_more(Looks(entries.cpu(), features.half().cpu()))
+        count = len(self.looks[plan].entries)
+        self.inside[plan] += (inside.cpu() - self.inside[plan]) * (len(features) / count)
         self.cascade.usual(plan, self.looks[plan].entries)
-        more = len(self.looks[plan].entries) - len(self.begun)
+        more = count - len(self.begun)
         if more > 0:
             self.begun = torch.cat((self.begun, begun[-more:].cpu()))
             self.dealing.usual(self.begun)
@@ -134,7 +138,7 @@ class Deciding:
         for budget in self.known():
             self.dealing.afford(budget, self.begun)
             crowd = self.crowd(budget)
-            self._worths[budget] = self._worth(budget, crowd)
+            self._rises[budget] = self._rise(budget, crowd)
             seen.append([distance(crowd.moments, self.real), crowd.inside, crowd.astray])
         found = torch.tensor(seen).mean(0).tolist()
         return dict(zip(("gate/distance", "gate/realism", "gate/leaves_plan"), found, strict=True))
@@ -153,23 +157,19 @@ class Deciding:
             taken = self.cascade.chances(torch.full((len(looks.entries),), plan), looks.entries)
             taken = taken * begin.unsqueeze(1)
             parts.append(drawn_moments(looks.results, taken))
-            among.append(float((taken * looks.inside).sum(1).mean()))
+            among.append(float(taken.mean(0) @ self.inside[plan]))
             kept.append(float(taken[:, home].mean()))
         share = torch.stack(shares) / torch.stack(shares).sum()
         inside, at_home = (float(share @ torch.tensor(one).double()) for one in (among, kept))
         return Crowd(mixed_moments(parts, share), inside, 1 - at_home)
 
     @torch.no_grad()
-    def _worth(self, budget: int, crowd: Crowd) -> Worth:
-        """What results are worth to a crowd."""
-        falls = slope(crowd.moments, self.real)
-        deviations = []
-        for plan in self.dealing.members(budget):
-            some = Looks(*(part[:_SOME] for part in self.looks[plan]))
-            fall = falls(some.results.flatten(0, 1)).reshape(some.inside.shape)
-            deviations.append([_deviation(fall), _deviation(some.inside.double())])
-        far, inside = torch.tensor(deviations).mean(0).clamp(min=_LEAST).tolist()
-        return Worth(falls, 1 / far, self.realism / inside)
+    def _rise(self, budget: int, crowd: Crowd) -> Rise:
+        """What results do to a crowd."""
+        rise = Rise(slope(crowd.moments, self.real), 1.0)
+        members = self.dealing.members(budget)
+        each = [_deviation(rise.of_results(self.looks[plan].results[:_SOME])) for plan in members]
+        return rise._replace(deviation=max(sum(each) / len(each), _LEAST))
 
     def climb(self, budget: int, size: int, generator: torch.Generator) -> Tensor:
         """What to climb, for ``size`` looks at the plans that a budget deals, since the last survey."""
@@ -179,22 +179,34 @@ class Deciding:
         plan = torch.tensor(members).repeat_interleave(len(chosen))
         looks = deal(self.looks, plan, chosen.repeat(len(members)))
         with torch.no_grad():
-            gain = self._worths[budget].of_results(looks)
-        brought = self.cascade.climb(plan, looks.entries, gain - gain.mean())
+            gain = self.realism * self.inside[plan] - self._rises[budget].of_results(looks.results)
+        brought = self.cascade.climb(plan, looks.entries, gain)
         worth = torch.zeros(len(chosen), len(self.looks), dtype=brought.dtype)
         worth[:, members] = brought.reshape(len(members), len(chosen)).T
         return self.dealing.climb(budget, self.begun[chosen], worth)
 
+    @torch.no_grad()
+    def settle(self, dealing: Dealing) -> None:
+        """Make of a copy of what deals one that a policy keeps, as realistic as it must be."""
+        for budget in self.known():
+            inside = torch.zeros(len(self.looks), dtype=torch.float64)
+            for plan in dealing.members(budget):
+                entries = self.looks[plan].entries
+                taken = self.cascade.chances(torch.full((len(entries),), plan), entries).mean(0)
+                inside[plan] = taken @ self.inside[plan]
+            most = float(self.inside[dealing.members(budget), self.plans.home].max())
+            dealing.settle(budget, self.begun, inside, min(most - self.shortfall, float(inside.max())))
+
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs, but for what learns."""
-        kept = {"begun": self.begun}
+        kept = {"begun": self.begun, "inside": self.inside}
         for row, looks in enumerate(self.looks):
             kept |= {f"looks.{row}.{name}": part for name, part in looks._asdict().items()}
         return kept
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`."""
-        self.begun = tensors["begun"]
+        self.begun, self.inside = tensors["begun"], tensors["inside"]
         self.looks = [Looks(**under(tensors, f"looks.{row}.")) for row in range(len(self.looks))]
 
 

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from agents.actor import blind
+from agents.actor import blind, see_only
 from agents.cascade import Cascade
 from agents.dealing import Dealing
 from agents.deciding import Deciding
@@ -46,7 +46,9 @@ class ForkLearner(ThroughSampler):
 
     The batch's process must be differentiable. ``plans`` names files of schedules or mixtures, one or more
     for each budget, that take the place of learned ones: all branches of one have the same cost, and
-    ``looks`` looks choose among them.
+    ``looks`` looks choose among them. Which plan a sample gets is left to chance or, with ``first_look``, to
+    what its first evaluation shows as well. ``realism`` and ``shortfall`` are those of
+    :class:`agents.deciding.Deciding`.
     """
 
     algo = "fork"
@@ -63,11 +65,13 @@ class ForkLearner(ThroughSampler):
         "left": 2,
         "width": 1,
         "looks": 2,
+        "first_look": False,
         "stretches": (-0.5, 0.5),
         "side_weight": 0.4,
-        "updates": 32,
+        "updates": 8,
         "update_size": 1024,
-        "realism": 1.5,
+        "realism": 20.0,
+        "shortfall": 0.012,
         "weight_decay": 0.1,
         "max_grad_norm": 0.5,
         "recompute": True,
@@ -94,6 +98,8 @@ class ForkLearner(ThroughSampler):
             raise UserError(f"update_size must be 2 at least, not {h['update_size']}")
         if not 0 <= float(h["realism"]) < float("inf"):
             raise UserError(f"realism must not be negative, not {h['realism']}")
+        if not 0 <= float(h["shortfall"]) <= 1:
+            raise UserError(f"shortfall must lie between 0 and 1, not {h['shortfall']}")
         if 0 in h["stretches"]:
             raise UserError("a stretch of 0 is the plan itself: leave it out of stretches")
         if not len(core.quality.real):
@@ -117,9 +123,12 @@ class ForkLearner(ThroughSampler):
             self.cascade,
             self.core.quality.real,
             float(h["realism"]),
+            float(h["shortfall"]),
         )
         for network in (self.dealing.actor, *(gate.actor for gate in self.cascade.ahead)):
-            blind(network, str(h["sees"]))  # and the first look's where it is made
+            blind(network, str(h["sees"]), inputs)  # and the first look's where it is made
+        if not h["first_look"]:
+            see_only(self.dealing.actor, range(inputs, inputs + len(plans.counts)))
         self._next_plans: list[int] = []
         self._order = torch.randperm(self.core.num_images, generator=self.generator)
         return {"dealing": self.dealing, "cascade": self.cascade, "tree": plans}
@@ -274,8 +283,7 @@ class ForkLearner(ThroughSampler):
         for plan, looks in enumerate(self.deciding.looks):
             if len(looks.entries):
                 cascade.settle(plan, looks.entries, _SLACK * plans.sizes[plan])
-        for budget in self.deciding.known():
-            dealing.settle(budget, self.deciding.begun)
+        self.deciding.settle(dealing)
         info = replace(info, times=times, evaluations=[plans.counts[0], plans.counts[-1]])
         return Fork(info, dealing, cascade, table, lam, plans.left, projection)
 

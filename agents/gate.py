@@ -105,14 +105,16 @@ def told(entries: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
     return ((entries - mean) / deviation.clamp(min=_LEAST_DEVIATION)).clamp(-_UNHEARD_OF, _UNHEARD_OF)
 
 
-def worth_climbing(chances: Tensor, gain: Tensor, cost: Tensor) -> Tensor:
+def worth_climbing(chances: Tensor, gain: Tensor, cost: Tensor, *, at_most: bool = False) -> Tensor:
     """Σ π·(gain − μ·cost), (R,), of options taken with ``chances`` π that bring ``gain``, both (R, B).
 
     A price of evaluations that keeps their mean moves with whatever is learned: the slope is that of gains
-    less the shadow price μ = E Cov_π(gain, cost) / E Var_π(cost) (the implicit function theorem).
+    less the shadow price μ = E Cov_π(gain, cost) / E Var_π(cost) (the implicit function theorem). Where the
+    mean is a bound, ``at_most``, nothing is lost by spending less: μ ≥ 0.
     """
     with torch.no_grad():
         off = cost - (chances @ cost).unsqueeze(1)
         spread = (chances * off**2).sum(1).mean()
         shadow = (chances * off * gain).sum(1).mean() / spread.clamp(min=1e-9)
+        shadow = shadow.clamp(min=0.0) if at_most else shadow
     return (chances * (gain - shadow * cost)).sum(1)

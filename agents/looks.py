@@ -19,12 +19,10 @@ class Looks(NamedTuple):
     Args:
         entries: (M, T, D) what images showed, at every look that they may get.
         results: (M, B, F) features of what each branch made of them, half precision.
-        inside: (M, B) their membership in the manifold of real images.
     """
 
     entries: Tensor
     results: Tensor
-    inside: Tensor
 
     def and_more(self, other: Looks) -> Looks:
         """These and then the others."""
@@ -34,7 +32,7 @@ class Looks(NamedTuple):
 def no_looks(looks: int, entries: int, branches: int, features: int) -> Looks:
     """None yet, of ``looks`` T."""
     results = torch.zeros(0, branches, features, dtype=torch.float16)
-    return Looks(torch.zeros(0, looks, entries), results, torch.zeros(0, branches))
+    return Looks(torch.zeros(0, looks, entries), results)
 
 
 def deal(looks: Sequence[Looks], plan: Tensor, place: Tensor) -> Looks:

@@ -62,11 +62,11 @@ class OwnLearner(ABC):
         self.hyperparameters = {**self.defaults, **hyperparameters}
         self._check()
         self.generator = torch.Generator().manual_seed(seed)
-        inputs = self.core.walk.observe(self.core.rows[:0]).shape[1]
+        self.entries = self.core.walk.observe(self.core.rows[:0]).shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.networks = self._make_networks(inputs)
-        blind(self.actor_network, str(self.hyperparameters["sees"]))
+            self.networks = self._make_networks(self.entries)
+        blind(self.actor_network, str(self.hyperparameters["sees"]), self.entries)
         groups = [{"params": parameters, "lr": rate} for parameters, rate in self._rates()]
         self.optimizer = torch.optim.Adam(groups, eps=1e-5)
         self._decays = [LinearDecay(rate, self.hyperparameters["final_rate"]) for _, rate in self._rates()]
@@ -111,7 +111,7 @@ class OwnLearner(ABC):
     def start_from(self, policy: LearnedPolicy, seed: int) -> None:
         """Begin where ``policy`` ended: the actor gets its weights."""
         copy_layers(layers_of(self.actor_network), policy.layers)
-        blind(self.actor_network, str(self.hyperparameters["sees"]))
+        blind(self.actor_network, str(self.hyperparameters["sees"]), self.entries)
 
     def learn(self, decisions: int, go_on: Callable[[int], bool]) -> None:
         """Learn until ``decisions`` in all; ``go_on`` hears the count before each round and may end it."""

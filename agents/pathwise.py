@@ -146,7 +146,7 @@ class PathwiseLearner(ThroughSampler):
                 f"{wanted[0]} to {wanted[1]} evaluations"
             )
         self.timing.load_state_dict(policy.timing.state_dict())
-        blind(self.actor_network, str(self.hyperparameters["sees"]))
+        blind(self.actor_network, str(self.hyperparameters["sees"]), self.entries)
 
     def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
         """What has been learned so far."""

@@ -66,12 +66,12 @@ def test_what_is_hardly_ever_dealt_is_left_out_where_the_budget_allows_it():
     weights = torch.tensor([[0.5, 0.49, 0.01, 0.0], [0.0, 0.0, 0.01, 0.99]])
     dealing = Dealing(weights, [4, 4, 4, 6], [4, 6], D)
     for budget in (0, 1):
-        dealing.settle(budget, torch.zeros(3, D))
+        dealing.settle(budget, torch.zeros(3, D), torch.zeros(len(dealing.sizes)).double(), 0.0)
     torch.testing.assert_close(dealing.weights[0], torch.tensor([0.5, 0.49, 0, 0]).double() / 0.99)
     assert dealing.weights[1].tolist() == [0, 0, 0, 1]
     # The only one that the budget pays for stays.
     dealing = Dealing(torch.tensor([[0.01, 0.99]]), [3, 6], [4], D)
-    dealing.settle(0, torch.zeros(3, D))
+    dealing.settle(0, torch.zeros(3, D), torch.zeros(len(dealing.sizes)).double(), 0.0)
     assert float(chances_of(dealing, 0)[0] @ torch.tensor([3.0, 6.0]).double()) == pytest.approx(0.999 * 4)
 
 
@@ -94,7 +94,7 @@ def test_samples_learn_which_plan_is_theirs_at_what_it_costs(sizes):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    dealing.settle(0, entries)
+    dealing.settle(0, entries, torch.zeros(len(dealing.sizes)).double(), 0.0)
     chances = dealing.chances(0, entries).detach()
     assert float((chances @ dealing.sizes).mean()) <= 4
     assert float(chances[::20, 1].min()) > 0.98
@@ -108,7 +108,7 @@ def test_its_slope_is_that_of_what_is_worth_at_equal_cost():
     dealing = Dealing(torch.tensor([[0.4, 0.3, 0.3]]), [3, 4, 6], [4], D).double()
     generator = torch.Generator().manual_seed(1)
     entries = torch.randn(60, D, generator=generator).double()
-    worth = torch.randn(60, 3, generator=generator).double()
+    worth = torch.randn(60, 3, generator=generator).double() + torch.tensor([0.0, 1, 3])  # more is worth more
     bias = dealing.actor[-1].bias
 
     def mean_worth():
@@ -117,7 +117,7 @@ def test_its_slope_is_that_of_what_is_worth_at_equal_cost():
 
     mean_worth()
     (slope_,) = torch.autograd.grad(dealing.climb(0, entries, worth), [bias])
-    weights, step = dealing.weights.clone(), 1e-4
+    step = 1e-4
     # Upwards in cost, where the price must give way at once.
     found = []
     for sign in (1, -1):
@@ -131,6 +131,37 @@ def test_its_slope_is_that_of_what_is_worth_at_equal_cost():
                 low, high = (m, high) if spent > 0.999 * 4 else (low, m)
             found.append(float((torch.softmax(logits - m * dealing.sizes, 1) * worth).sum(1).mean()))
             bias.sub_(torch.tensor([-sign * step, 0, sign * step]).double())
-            dealing.weights.copy_(weights)
     measured = (found[0] - found[1]) / (2 * step)
     assert float(slope_ @ torch.tensor([-1.0, 0, 1]).double()) == pytest.approx(measured, rel=1e-4)
+
+
+def test_a_budget_is_not_spent_where_less_is_worth_more():
+    torch.manual_seed(0)
+    dealing = Dealing(torch.tensor([[0.1, 0.1, 0.8]]), [3, 4, 6], [4], D)
+    entries = torch.randn(200, D, generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.Adam(dealing.parameters(), 1e-2)
+    dealing.afford(0, entries)
+    assert float(chances_of(dealing, 0)[0] @ dealing.sizes) == pytest.approx(0.999 * 4)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (-dealing.climb(0, entries, torch.tensor([2.0, 1, 0]).double().expand(200, 3))).backward()
+        optimizer.step()
+        dealing.afford(0, entries)
+    assert float((dealing.chances(0, entries) @ dealing.sizes).mean().detach()) < 3.2
+
+
+@pytest.mark.parametrize("sizes", [[4, 4, 4], [3, 5, 4]])
+def test_in_the_end_as_much_is_realistic_as_must_be(sizes):
+    torch.manual_seed(0)
+    inside, entries = torch.tensor([0.9, 0.8, 0.7]).double(), torch.zeros(3, D)
+    for least in (0.75, 0.82, 0.9):
+        dealing = Dealing(torch.tensor([[0.2, 0.4, 0.4]]), sizes, [4], D)
+        dealing.afford(0, entries)
+        before = chances_of(dealing, 0)[0]
+        dealing.settle(0, entries, inside, least)
+        after = chances_of(dealing, 0)[0]
+        assert float(after @ inside) == pytest.approx(max(least, float(before @ inside)), abs=0.005)
+        assert float(after @ torch.tensor(sizes).double()) <= 4
+        if least == 0.75:
+            torch.testing.assert_close(after, before, rtol=0, atol=0.001)
+    assert dealing.members(0) == [0], "no other is as realistic"

@@ -1,5 +1,6 @@
 """What is learned from looks: by whom, from which of them, and at what price of realism."""
 
+import pytest
 import torch
 
 from agents.cascade import Cascade
@@ -17,7 +18,7 @@ def deciding_of(realism=0.0, count=500, schedules=((0, 0.2, 0.5, 0.9),)):
     torch.manual_seed(0)
     dealing = Dealing(plans.weights, plans.sizes, plans.counts, D)
     cascade = Cascade(len(lams), D, plans.first, plans.looks)
-    return Deciding(plans, dealing, cascade, real, realism)
+    return Deciding(plans, dealing, cascade, real, realism, 0.01)
 
 
 def learn(deciding, steps=60):
@@ -60,16 +61,28 @@ def test_the_second_look_learns_what_the_first_cannot_see():
 def test_membership_is_worth_its_price():
     # The second option of the last look is as far from what is real, and within it.
     taken = {}
-    for realism in (0.0, 2.0):
+    for realism in (0.0, 20.0):
         deciding = deciding_of(realism)
         entries = torch.randn(400, 4, D, generator=torch.Generator().manual_seed(7))
         deciding.keep(0, entries[:, 0], entries, torch.ones(400, 9, 4))
-        inside = (torch.arange(9) % 3 == 1).float().expand(400, 9)
-        deciding.looks[0] = deciding.looks[0]._replace(inside=inside)
-        told = learn(deciding)
+        deciding.inside[0] = 0.5 + 0.3 * (torch.arange(9) % 3 == 1)
+        learn(deciding)
         taken[realism] = float(chances_of(deciding, entries).sum(1)[:, 1].mean())
-        assert told["gate/realism"] == deciding.crowd(0).inside or realism > 0
-    assert taken[2.0] > 0.9 > 0.5 > taken[0.0]
+        assert deciding.crowd(0).inside == pytest.approx(0.5 + 0.3 * taken[realism], abs=1e-4)
+    assert taken[20.0] > 0.9 > 0.5 > taken[0.0]
+
+
+def test_membership_is_the_mean_of_what_a_branch_brought():
+    deciding = deciding_of()
+    generator = torch.Generator().manual_seed(7)
+    features = 0.1 * torch.randn(600, 9, 4, generator=generator)
+    features[200:, 3] += 1.0
+    entries = torch.zeros(600, 4, D)
+    for part in (slice(0, 100), slice(100, 600)):
+        deciding.keep(0, entries[part, 0], entries[part], features[part])
+    membership = deciding.manifold.membership(features.flatten(0, 1)).reshape(600, 9).double()
+    torch.testing.assert_close(deciding.inside[0], membership.mean(0))
+    assert float(deciding.inside[0, 3]) < 0.4 < 0.8 < float(deciding.inside[0, 4])
 
 
 def test_the_first_evaluation_tells_whose_plan_is_whose():

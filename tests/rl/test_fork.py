@@ -146,7 +146,9 @@ def mixed(problem, tmp_path):
     six = mixture_file(
         tmp_path / "6.json", [[950, 850, 700, 400, 200, 60], [950, 900, 700, 400, 200, 60]], [0.99, 0.01]
     )
-    learner = shaken(learner_of(problem, "fork", plans=[six, four], updates=2, left=1, looks=1)[0])
+    learner = shaken(
+        learner_of(problem, "fork", plans=[six, four], updates=2, left=1, looks=1, first_look=True)[0]
+    )
     learner.learn(ROUND * 3 * BANK // 16, lambda decisions: True)
     return learner
 
@@ -253,7 +255,7 @@ def test_files_of_one_budget_share_it_and_what_draws_the_real_is_dealt_more_ofte
     for plan, off in enumerate((-1.0, 0.0, 2.0)):
         features = 0.1 * torch.randn(400, 1, size, generator=generator).expand(400, 9, size).clone()
         features[..., 0] += off
-        deciding.looks[plan] = Looks(entries, features.half(), torch.zeros(400, 9))
+        deciding.looks[plan] = Looks(entries, features.half())
         learner.cascade.usual(plan, entries)
     deciding.begun = entries[:, 0]
     deciding.real = torch.zeros(size).double(), 0.01 * torch.eye(size).double()
@@ -266,7 +268,8 @@ def test_files_of_one_budget_share_it_and_what_draws_the_real_is_dealt_more_ofte
     # Those that are as far away and more realistic are dealt more often.
     alike = torch.randn(400, 9, size, generator=generator).half()
     for plan, inside in enumerate((1.0, 0.0, 0.0)):
-        deciding.looks[plan] = Looks(entries, alike, inside + 0.1 * torch.randn(400, 9, generator=generator))
+        deciding.looks[plan] = Looks(entries, alike)
+        deciding.inside[plan] = inside
     before = chances
     descend(learner, 50)
     after = deciding.dealing.chances(0, deciding.begun).mean(0).detach()
@@ -445,7 +448,7 @@ def looks_of(learner, entries, results, variance=0.01):
     spread = torch.eye(size).double() * 0.01
     spread[0, 0] = variance
     learner.deciding.real = torch.zeros(size).double(), spread
-    learner.deciding.looks[0] = Looks(entries.unsqueeze(1), features.half(), torch.zeros(results.shape))
+    learner.deciding.looks[0] = Looks(entries.unsqueeze(1), features.half())
     learner.cascade.usual(0, entries.unsqueeze(1))
     learner.deciding.begun = entries
     return learner
@@ -508,17 +511,14 @@ def test_the_gate_sends_some_the_other_way_where_all_would_be_too_many(problem):
 
 def test_of_results_that_are_alike_the_gate_takes_the_realistic(problem):
     entries = shown_entries(500)
-    helped = entries[:, 5] > 0
     taken = {}
-    for realism in (0.0, 1.0):
+    for realism in (0.0, 20.0):
         learner = looks_of(alone(problem, stretches=(0.5,), realism=realism), entries, torch.ones(500, 4))
-        inside = torch.zeros(500, 4)
-        inside[helped, 3] = 1.0
-        learner.deciding.looks[0] = learner.deciding.looks[0]._replace(inside=inside)
+        learner.deciding.inside[0] = torch.tensor([0.5, 0.5, 0.5, 0.8])
         descend(learner, 120)
         worth = learner.cascade.first(torch.zeros(500).long(), entries)
-        taken[realism] = float(learner.cascade.first.chances(worth.detach(), 0.0)[helped, 3].mean())
-    assert taken[1.0] > 0.9 > 0.6 > taken[0.0]
+        taken[realism] = float(learner.cascade.first.chances(worth.detach(), 0.0)[:, 3].mean())
+    assert taken[20.0] > 0.9 > 0.6 > taken[0.0]
 
 
 def test_where_all_branches_are_alike_it_keeps_to_the_plan(problem):
@@ -532,7 +532,7 @@ def test_where_all_branches_are_alike_it_keeps_to_the_plan(problem):
 
 def test_looks_are_dealt_each_at_its_plan():
     looks = [
-        Looks(*(100 * plan + torch.arange(5.0).reshape(-1, *[1] * k).expand(5, *[2] * k) for k in (1, 2, 1)))
+        Looks(*(100 * plan + torch.arange(5.0).reshape(-1, *[1] * k).expand(5, *[2] * k) for k in (1, 2)))
         for plan in range(3)
     ]
     dealt = deal(looks, torch.tensor([2, 0, 2, 1]), torch.tensor([4, 3, 0, 1]))
@@ -649,6 +649,7 @@ def test_it_refuses_what_it_cannot_use(problem):
         ({"times_share": 1.5}, "times_share must lie between 0 and 1"),
         ({"sees": "samples"}, "did you mean 'sample'"),
         ({"realism": -2}, "realism must not be negative, not -2"),
+        ({"shortfall": 2}, "shortfall must lie between 0 and 1, not 2"),
         ({"moving": MovingPrice(4.0, start=0.02, step=0.1, batch=16)}, "no env.target_nfe"),
     ]:
         with pytest.raises(UserError, match=says) as caught:
@@ -695,3 +696,14 @@ def test_what_a_look_tells_is_what_the_policy_is_told(problem, looked):
     entries = looked.deciding.looks[1].entries
     assert len(entries) == BANK
     torch.testing.assert_close(policy.cascade.first.mean[1], entries[:, 0].mean(0))
+
+
+def test_without_a_first_look_dealing_knows_the_budget_alone(problem):
+    seen = {}
+    for first_look in (False, True):
+        learner = learner_of(problem, "fork", min_nfe=4, max_nfe=6, first_look=first_look)[0]
+        entries = shown_entries(50)
+        learner.dealing.actor[-1].weight.data.normal_()
+        z = learner.dealing.actor(torch.cat((entries, torch.ones(50, len(learner.plans.counts))), 1))
+        seen[first_look] = float(z.std(0).max().detach())
+    assert seen[False] < 1e-6 < 1e-2 < seen[True]

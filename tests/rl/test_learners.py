@@ -230,9 +230,18 @@ def resumed_run(problem, algo, total, **settings):
     return resumed
 
 
-@pytest.mark.parametrize("algo", ["ppo", "a2c", "trpo", "recurrent_ppo", "rloo", "clone", "pathwise", "fork"])
-def test_a_run_resumes_exactly(problem, algo):
-    settings = {"num_envs": 16, "reward": {"neighbour": 1.0}}
+@pytest.mark.parametrize(
+    "algo, settings",
+    [
+        *(
+            (algo, {})
+            for algo in ("ppo", "a2c", "trpo", "recurrent_ppo", "rloo", "clone", "pathwise", "fork")
+        ),
+        ("fork", {"times_share": 0.0}),  # looks are kept from the beginning
+    ],
+)
+def test_a_run_resumes_exactly(problem, algo, settings):
+    settings = {"num_envs": 16, "reward": {"neighbour": 1.0}, **settings}
     total = 16 * (N - 1) * 6
     one, _ = learner_of(problem, algo, **settings)
     one.learn(total, lambda decisions: True)
