@@ -101,6 +101,11 @@ def _members(file: str) -> tuple[int, list[list[float]], Tensor]:
     return whole(plan.nfe), schedules, chances / chances.sum()
 
 
+def last_time(files: Sequence[str]) -> float:
+    """When the last evaluation of all schedules in ``files`` is made."""
+    return min(times[-1] for file in files for times in _members(file)[1])
+
+
 def read_endings(
     files: Sequence[str],
     start: float,

@@ -28,7 +28,7 @@ from agents.cascade import Cascade
 from agents.dealing import Dealing
 from agents.deciding import Deciding
 from agents.drawing import Drawn, draw
-from agents.endings import read_endings
+from agents.endings import last_time, read_endings
 from agents.fork import Fork
 from agents.planning import Tariff
 from agents.plans import Plans
@@ -36,8 +36,9 @@ from agents.policy import LearnedPolicy, PolicyInfo
 from agents.through import ThroughSampler
 from agents.tree import Tree
 from envs.errors import UserError
-from envs.observation import Projection
+from envs.observation import Grid, Projection
 
+_BEYOND = 0.5  # of the last evaluation's time: how late it may be moved, where that is beyond the decisions
 _SLACK = 0.01  # of a plan's evaluations, kept back: on fresh noise it spends no more than it is told
 
 
@@ -113,6 +114,7 @@ class ForkLearner(ThroughSampler):
     def _make_networks(self, inputs: int) -> dict[str, nn.Module]:
         """Times that are even, or given, and gates that leave everyone to the plan."""
         h = self.hyperparameters
+        self.grid = self._make_grid()
         plans = self.plans = self._make_plans()
         self.tariff = Tariff(plans.counts[0], plans.counts[-1], self.core.prices)
         self.dealing = Dealing(plans.weights, plans.sizes, plans.counts, inputs)
@@ -133,16 +135,24 @@ class ForkLearner(ThroughSampler):
         self._order = torch.randperm(self.core.num_images, generator=self.generator)
         return {"dealing": self.dealing, "cascade": self.cascade, "tree": plans}
 
+    def _make_grid(self) -> Grid:
+        """The decisions'; where given schedules go on for longer, with an end that is beyond theirs."""
+        grid, files = self.core.walk.grid, self.hyperparameters["plans"]
+        end = _BEYOND * last_time(files) if files else grid.times[-1]
+        if end >= grid.times[-1]:
+            return grid
+        return Grid.of(torch.cat((grid.times[:-1], grid.times.new_tensor([end]))), self.core.walk.process)
+
     def _make_plans(self) -> Plans:
         h = self.hyperparameters
         left, stretches = int(h["left"]), [float(s) for s in h["stretches"]]
         if not h["plans"]:
             return Tree(int(h["min_nfe"]), int(h["max_nfe"]), left, int(h["width"]), stretches)
-        grid, process = self.core.walk.grid, self.core.walk.process
+        grid, process = self.grid, self.core.walk.process
 
         def lam_of(times: Tensor) -> Tensor:
             lam = process.lam(times.to(grid.times))
-            return ((lam - grid.lam[0]) / (grid.lam[-1] - grid.lam[0])).clamp(0, 1).cpu()
+            return ((lam - grid.lam[0]) / (grid.lam[-1] - grid.lam[0])).clamp(min=0).cpu()
 
         return read_endings(h["plans"], float(grid.times[0]), lam_of, left, stretches, int(h["looks"]))
 
@@ -238,7 +248,7 @@ class ForkLearner(ThroughSampler):
 
     def _times(self, plan: int, *, stretched: bool = True) -> list[Tensor]:
         """Times of every branch's evaluations; differentiable."""
-        grid = self.core.walk.grid
+        grid = self.grid
         span = grid.lam[-1] - grid.lam[0]
         lams = (lam.to(grid.lam) for lam in self.plans.lams(plan, stretched=stretched))
         return [
@@ -254,7 +264,7 @@ class ForkLearner(ThroughSampler):
         ways = self._times(plan, stretched=stretched)
         return draw(
             self.process,
-            self.core.walk.grid,
+            self.grid,
             images,
             ways,
             self.plans.fork(plan),
@@ -275,7 +285,7 @@ class ForkLearner(ThroughSampler):
 
     def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
         """What has been learned so far."""
-        grid, plans = self.core.walk.grid, self.plans
+        grid, plans = self.grid, self.plans
         lam, table = plans.on_one_grid()
         inner = self.process.time_of((grid.lam[0] + (grid.lam[-1] - grid.lam[0]) * lam.to(grid.lam))[1:-1])
         times = [float(grid.times[0]), *inner.tolist(), float(grid.times[-1])]

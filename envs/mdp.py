@@ -38,8 +38,7 @@ class Trajectories:
 
     def __init__(self, process: ReverseProcess, times: Tensor) -> None:
         self.process = process
-        times = times.double()
-        self.grid = Grid(times, process.lam(times), torch.exp(process.log_alpha(times)))
+        self.grid = Grid.of(times.double(), process)
         num_rows = process.num_rows
         self.index = torch.zeros(num_rows, dtype=torch.int64, device=times.device)
         self.anchor = torch.zeros_like(self.index)

@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from envs.protocols import Evidence
+from envs.protocols import Evidence, ReverseProcess
 
 VERSION = 1
 
@@ -81,6 +81,11 @@ class Grid:
     times: Tensor
     lam: Tensor
     alpha: Tensor
+
+    @classmethod
+    def of(cls, times: Tensor, process: ReverseProcess) -> Grid:
+        """That of ``times`` (N,), float64, of a process."""
+        return cls(times, process.lam(times), torch.exp(process.log_alpha(times)))
 
     def __len__(self) -> int:
         return len(self.times)

@@ -53,7 +53,7 @@ class Slots:
         self.agent = agent
         self.mode = mode
         device, num_slots = times.device, process.num_rows
-        self.grid = Grid(times, self.process.lam(times), torch.exp(self.process.log_alpha(times)))
+        self.grid = Grid.of(times, process)
         self.all = torch.arange(num_slots, device=device)
         self.ids = torch.zeros_like(self.all)
         self.point = torch.zeros_like(self.all)  # evaluated next; once evaluated, last

@@ -707,3 +707,18 @@ def test_without_a_first_look_dealing_knows_the_budget_alone(problem):
         z = learner.dealing.actor(torch.cat((entries, torch.ones(50, len(learner.plans.counts))), 1))
         seen[first_look] = float(z.std(0).max().detach())
     assert seen[False] < 1e-6 < 1e-2 < seen[True]
+
+
+def test_schedules_that_go_on_beyond_the_decisions_are_kept(problem, tmp_path):
+    schedule = [950.0, 500.0, 20.0, 10.0]  # the decisions end earlier
+    assert float(problem.core(1).walk.grid.times[-1]) > 20
+    file = mixture_file(tmp_path / "m.json", [schedule], [1.0])
+    learner = learner_of(problem, "fork", plans=[file], left=2)[0]
+    home = learner.plans.home
+    wanted = torch.tensor(schedule).double()
+    torch.testing.assert_close(learner._times(0)[home].detach(), wanted, rtol=0, atol=0.01)
+    policy = policy_of(problem, learner)
+    torch.testing.assert_close(policy.times[policy.plans[0, home]], wanted, rtol=0, atol=0.01)
+    assert float(policy.times[-1]) == pytest.approx(5)
+    later = torch.stack([times[-1] for times in learner._times(0)])
+    assert float(later.min()) < 9 < 11 < float(later.max()), "the last one moves to both sides"
