@@ -27,8 +27,7 @@ from agents.gate import told, worth_climbing
 _LEAST = 0.02  # chance of a plan that is worth keeping
 _ROUNDING = 1e-9  # of evaluations
 _SLACK = 0.001  # of a budget, kept back: other samples than these may spend a little more
-_HIGHEST = 100.0  # m
-_DEAREST = 1e4  # price of lying among the real
+_HIGHEST = 1e3  # m, and the price of lying among the real
 _HALVINGS = 50
 
 
@@ -97,7 +96,7 @@ class Dealing(nn.Module):
             budget: At which.
             entries: What samples show, (R, D).
             inside: The share of what each plan brings that lies among the real, (P,).
-            least: The share of all that must, ``max(inside)`` at most.
+            least: The share of all that must, no more than of a plan that the budget pays for.
         """
         given = self.weights[budget].log()
 
@@ -107,7 +106,7 @@ class Dealing(nn.Module):
             return float((self.chances(budget, entries) @ inside).mean()) < least
 
         if lacking(0.0):
-            _lowest(lacking, _DEAREST)
+            _lowest(lacking)
         often = self.chances(budget, entries).mean(0) >= _LEAST
         if bool((often & (self.sizes <= self.counts[budget])).any()):  # or the cheap ones are rare
             self.weights[budget] = torch.where(often, self.weights[budget], 0.0)
@@ -127,12 +126,12 @@ def price_of(logits: Tensor, sizes: Tensor, nfe: float) -> float:
 
     if spent(0.0) <= nfe + _ROUNDING:
         return 0.0
-    return _lowest(lambda m: spent(m) > nfe, _HIGHEST)
+    return _lowest(lambda m: spent(m) > nfe)
 
 
-def _lowest(too_low: Callable[[float], bool], high: float) -> float:
-    """The least price that is not too low, ``high`` at most; it is asked about last."""
-    low = 0.0
+def _lowest(too_low: Callable[[float], bool]) -> float:
+    """The least price that is not too low; it is asked about last."""
+    low, high = 0.0, _HIGHEST
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if too_low(middle) else (low, middle)

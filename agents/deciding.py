@@ -81,7 +81,7 @@ class Deciding:
         cascade: Tells their branches apart.
         real: Features (M, F) of real images.
         realism: Price of membership, in deviations of the distance's slope.
-        shortfall: By how much less of all may lie there than of the most realistic plan.
+        shortfall: By how much less of all may lie there than of the most realistic plan within the budget.
     """
 
     def __init__(
@@ -194,8 +194,9 @@ class Deciding:
                 entries = self.looks[plan].entries
                 taken = self.cascade.chances(torch.full((len(entries),), plan), entries).mean(0)
                 inside[plan] = taken @ self.inside[plan]
-            most = float(self.inside[dealing.members(budget), self.plans.home].max())
-            dealing.settle(budget, self.begun, inside, min(most - self.shortfall, float(inside.max())))
+            paid = [plan for plan in dealing.members(budget) if dealing.sizes[plan] <= dealing.counts[budget]]
+            most = float(self.inside[paid, self.plans.home].max())
+            dealing.settle(budget, self.begun, inside, min(most - self.shortfall, float(inside[paid].max())))
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs, but for what learns."""

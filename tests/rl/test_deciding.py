@@ -126,3 +126,16 @@ def test_a_crowd_is_what_its_plans_bring_to_those_who_get_them():
     set_ = torch.cat(drawn).double()
     torch.testing.assert_close(crowd.moments[0], set_.mean(0), rtol=0, atol=0.01)
     torch.testing.assert_close(crowd.moments[1], torch.cov(set_.T), rtol=0, atol=0.02)
+
+
+def test_a_budget_is_kept_where_plans_that_it_does_not_pay_for_are_the_most_realistic():
+    # Budget 4: plans of 3, 4 and 5 evaluations, the dearer the more realistic.
+    deciding = deciding_of(schedules=((0, 0.5, 0.9), (0, 0.2, 0.5, 0.9), (0, 0.2, 0.4, 0.6, 0.9)))
+    entries = torch.randn(50, 4, D, generator=torch.Generator().manual_seed(7))
+    for plan in range(3):
+        deciding.keep(plan, entries[:, 0], entries, torch.ones(50, 9, 4))
+    deciding.inside = torch.tensor([0.7, 0.8, 0.9]).double().unsqueeze(1).expand(3, 9).clone()
+    deciding.settle(deciding.dealing)
+    chances = deciding.dealing.chances(0, entries[:, 0]).mean(0).detach()
+    assert 3.97 < float(chances @ deciding.dealing.sizes) <= 4
+    assert float(chances @ deciding.inside[:, 0]) >= 0.79 - 1e-6  # 0.01 less than of the second
