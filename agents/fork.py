@@ -39,6 +39,8 @@ class Fork(LearnedPolicy):
         projection: As of a :class:`LearnedPolicy`.
     """
 
+    may_go_on = True  # with schedules that it was given
+
     def __init__(
         self,
         info: PolicyInfo,

@@ -72,7 +72,7 @@ class ForkLearner(ThroughSampler):
         "updates": 8,
         "update_size": 1024,
         "realism": 20.0,
-        "shortfall": 0.012,
+        "shortfall": 0.004,
         "weight_decay": 0.1,
         "max_grad_norm": 0.5,
         "recompute": True,

@@ -75,6 +75,7 @@ class LearnedPolicy:
     """
 
     observes = True
+    may_go_on = False  # beyond the end of the model's grid
 
     def __init__(
         self,

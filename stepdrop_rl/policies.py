@@ -58,7 +58,8 @@ def check_fit(policy: LearnedPolicy, model: Model, solver: str | None) -> None:
             f"{model.hash}): choose its --model, or train it again"
         )
     ends = (policy.info.times[0], policy.info.times[-1])
-    if ends != (model.info.t_start, model.info.t_end):
+    later = policy.may_go_on and ends[1] < model.info.t_end
+    if ends[0] != model.info.t_start or (ends[1] != model.info.t_end and not later):
         raise UserError(
             f"this {policy.name} policy was trained from t = {ends[0]:g} to {ends[1]:g}, the model's ends "
             f"are now {model.info.t_start:g} and {model.info.t_end:g}: train it again"

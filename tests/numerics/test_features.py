@@ -1,5 +1,6 @@
 """What observations show of the network: which features, projected how, the same for trainer and engine."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -188,3 +189,19 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     for settings in ({"features": "decoder"}, {"projection": "random"}):
         with pytest.raises(UserError, match=r"need env\.num_features"):
             EnvConfig(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "end, may_go_on, fits", [(9.0, True, True), (9.0, False, False), (20.0, True, False)]
+)
+def test_only_one_that_may_go_on_ends_later_than_the_model(
+    denoiser: NetworkDenoiser, bank: TeacherBank, end: float, may_go_on: bool, fits: bool
+) -> None:
+    info = ModelInfo(
+        dataset="digits", prediction="epsilon", schedule=ScheduleConfig(), t_start=float(TIMES[0]), t_end=15.5
+    )
+    policy = policy_of(fit(denoiser, bank, ("middle",), "principal"))
+    policy.info = replace(policy.info, times=[*policy.info.times[:-1], end])
+    policy.may_go_on = may_go_on
+    with nullcontext() if fits else pytest.raises(UserError, match="the model's ends are now"):
+        check_fit(policy, Model(denoiser, info, "0"), None)
