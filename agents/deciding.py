@@ -12,8 +12,8 @@ worth
 m_b the mean membership of all that b makes, φ the first variation of the distance and σ_φ its deviation
 between branches of an image. Image by image membership can hardly be told from what a look shows: gates that
 are paid by that learn noise by heart. A price alone keeps nothing. So in the end realistic plans are dealt
-more often, until of all no more than ``shortfall`` less lies there than of the most realistic plan. (A price
-that rises meanwhile until that holds runs away where no other plan comes near it.)
+more often, until of all no more than ``shortfall`` less lies there than of the most realistic plan that the
+budget pays for. (A price that rises until that holds runs away where the bound cannot be met.)
 
 Φ itself would mislead where it holds nearness to the teacher: each evaluation brings an image nearer to its
 teacher, and few bring what is drawn nearer to what is real.

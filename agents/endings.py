@@ -10,7 +10,7 @@ Shapes: R schedules; K evaluations of one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,9 +20,12 @@ from agents.fixed import FixedSchedule, whole
 from agents.planned import Mixture, Oracle, read_plan
 from agents.plans import CLOSEST, Plans
 from envs.errors import UserError
+from envs.observation import Grid
+from envs.protocols import ReverseProcess
 
 _SAME_TIME = 0.5  # by how much a first time may differ from the grid's
 _APART = 4e-6  # of the whole: evaluations of two schedules that come nearer are told apart no more
+_BEYOND = 0.5  # of the last evaluation's time: how late it may be moved, where the grid ends before
 _LEAST_CHANCE = 0.02  # of a mixture's member: one that is dealt less often is left out
 
 
@@ -101,15 +104,18 @@ def _members(file: str) -> tuple[int, list[list[float]], Tensor]:
     return whole(plan.nfe), schedules, chances / chances.sum()
 
 
-def last_time(files: Sequence[str]) -> float:
-    """When the last evaluation of all schedules in ``files`` is made."""
-    return min(times[-1] for file in files for times in _members(file)[1])
+def grid_for(files: Sequence[str], grid: Grid, process: ReverseProcess) -> Grid:
+    """``grid``; where schedules in ``files`` go on for longer, with an end that is beyond theirs."""
+    end = _BEYOND * min(times[-1] for file in files for times in _members(file)[1])
+    if end >= grid.times[-1]:
+        return grid
+    return Grid.of(torch.cat((grid.times[:-1], grid.times.new_tensor([end]))), process)
 
 
 def read_endings(
     files: Sequence[str],
-    start: float,
-    lam_of: Callable[[Tensor], Tensor],
+    grid: Grid,
+    process: ReverseProcess,
     left: int,
     stretches: Sequence[float],
     looks: int,
@@ -118,8 +124,8 @@ def read_endings(
 
     Args:
         files: As ``search`` wrote them. Those of one budget have equal shares of it.
-        start: The time at which the policy's grid begins, and all of them with it.
-        lam_of: From times (K,) to λ, 0 where the policy's grid begins and 1 where it ends.
+        grid: From λ = 0 to 1; all of them begin with it, and none goes on for longer.
+        process: Tells the noise at their times.
         left: Evaluations that a schedule leaves after the fork.
         stretches: As of :class:`Endings`.
         looks: As of :class:`Endings`.
@@ -127,6 +133,12 @@ def read_endings(
     Raises:
         UserError: A file is missing or damaged, or holds a schedule that begins elsewhere or cannot fork.
     """
+    start = float(grid.times[0])
+
+    def lam_of(times: list[float]) -> Tensor:
+        lam = process.lam(grid.times.new_tensor(times))
+        return ((lam - grid.lam[0]) / (grid.lam[-1] - grid.lam[0])).clamp(min=0).cpu()
+
     given: dict[int, list[tuple[list[list[float]], Tensor]]] = {}
     for file in files:
         count, schedules, chances = _members(file)
@@ -136,12 +148,7 @@ def read_endings(
             raise UserError(f"{file} begins elsewhere than at {start:g}, where the policy's grid begins")
         given.setdefault(count, []).append((schedules, chances))
     counts = sorted(given)
-    lams = [
-        lam_of(torch.tensor(times).double())
-        for count in counts
-        for found, _ in given[count]
-        for times in found
-    ]
+    lams = [lam_of(times) for count in counts for found, _ in given[count] for times in found]
     dealt = [torch.cat([chances / len(given[count]) for _, chances in given[count]]) for count in counts]
     weights = torch.block_diag(*(chances.unsqueeze(0) for chances in dealt))
     return Endings(counts, lams, weights, left, stretches, looks)

@@ -28,7 +28,7 @@ from agents.cascade import Cascade
 from agents.dealing import Dealing
 from agents.deciding import Deciding
 from agents.drawing import Drawn, draw
-from agents.endings import last_time, read_endings
+from agents.endings import grid_for, read_endings
 from agents.fork import Fork
 from agents.planning import Tariff
 from agents.plans import Plans
@@ -38,7 +38,6 @@ from agents.tree import Tree
 from envs.errors import UserError
 from envs.observation import Grid, Projection
 
-_BEYOND = 0.5  # of the last evaluation's time: how late it may be moved, where that is beyond the decisions
 _SLACK = 0.01  # of a plan's evaluations, kept back: on fresh noise it spends no more than it is told
 
 
@@ -114,8 +113,8 @@ class ForkLearner(ThroughSampler):
     def _make_networks(self, inputs: int) -> dict[str, nn.Module]:
         """Times that are even, or given, and gates that leave everyone to the plan."""
         h = self.hyperparameters
-        self.grid = self._make_grid()
-        plans = self.plans = self._make_plans()
+        self.grid, self.plans = self._make_plans()
+        plans = self.plans
         self.tariff = Tariff(plans.counts[0], plans.counts[-1], self.core.prices)
         self.dealing = Dealing(plans.weights, plans.sizes, plans.counts, inputs)
         self.cascade = Cascade(len(plans.sizes), inputs, plans.first, plans.looks)
@@ -135,26 +134,14 @@ class ForkLearner(ThroughSampler):
         self._order = torch.randperm(self.core.num_images, generator=self.generator)
         return {"dealing": self.dealing, "cascade": self.cascade, "tree": plans}
 
-    def _make_grid(self) -> Grid:
-        """The decisions'; where given schedules go on for longer, with an end that is beyond theirs."""
-        grid, files = self.core.walk.grid, self.hyperparameters["plans"]
-        end = _BEYOND * last_time(files) if files else grid.times[-1]
-        if end >= grid.times[-1]:
-            return grid
-        return Grid.of(torch.cat((grid.times[:-1], grid.times.new_tensor([end]))), self.core.walk.process)
-
-    def _make_plans(self) -> Plans:
-        h = self.hyperparameters
+    def _make_plans(self) -> tuple[Grid, Plans]:
+        """Plans, and the grid from whose beginning to whose end they reach."""
+        h, grid, process = self.hyperparameters, self.core.walk.grid, self.core.walk.process
         left, stretches = int(h["left"]), [float(s) for s in h["stretches"]]
         if not h["plans"]:
-            return Tree(int(h["min_nfe"]), int(h["max_nfe"]), left, int(h["width"]), stretches)
-        grid, process = self.grid, self.core.walk.process
-
-        def lam_of(times: Tensor) -> Tensor:
-            lam = process.lam(times.to(grid.times))
-            return ((lam - grid.lam[0]) / (grid.lam[-1] - grid.lam[0])).clamp(min=0).cpu()
-
-        return read_endings(h["plans"], float(grid.times[0]), lam_of, left, stretches, int(h["looks"]))
+            return grid, Tree(int(h["min_nfe"]), int(h["max_nfe"]), left, int(h["width"]), stretches)
+        grid = grid_for(h["plans"], grid, process)
+        return grid, read_endings(h["plans"], grid, process, left, stretches, int(h["looks"]))
 
     @property
     def actor_network(self) -> nn.Sequential:
