@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from agents.base import Budget
+from agents.bisection import bisect
 from envs.observation import ENTRIES
 
 _COLUMN = {entry.name: number for number, entry in enumerate(ENTRIES)}
@@ -93,13 +94,13 @@ def adaptive_eps(budget: Budget) -> Adaptive:
 
 def calibrated(agent: Adaptive, spent: Callable[[Adaptive], float], halvings: int = 14) -> Adaptive:
     """Set the smallest tolerance at which ``spent(agent)``, mean evaluations, keeps to the budget."""
+
+    def too_low(tolerance: float) -> bool:
+        agent.tolerance = tolerance
+        return spent(agent) > agent.budget.nfe
+
     low, high = 0.0, 1.0
-    agent.tolerance = high
-    while spent(agent) > agent.budget.nfe and high < 1e3:
+    while too_low(high) and high < 1e3:
         low, high = high, 4 * high
-        agent.tolerance = high
-    for _ in range(halvings):
-        agent.tolerance = (low + high) / 2
-        low, high = (agent.tolerance, high) if spent(agent) > agent.budget.nfe else (low, agent.tolerance)
-    agent.tolerance = high
+    agent.tolerance = bisect(too_low, low, high, halvings)[1]
     return agent

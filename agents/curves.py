@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from agents.base import Agent, Budget
+from agents.bisection import bisect
 
-_HIGHEST = 1e6  # of c: whatever is not protected is skipped
+_LOWEST, _HIGHEST = 1e-9, 1e6  # of c: nothing is skipped, whatever is not protected is
 _HALVINGS = 80
 
 
@@ -85,11 +86,10 @@ def fitted(name: str, curve: Callable[[Tensor], Tensor], budget: Budget) -> Skip
     def rates(height: float) -> Tensor:
         return 1 - (height * shape).clamp(max=1)
 
-    low, high = 0.0, _HIGHEST
-    for _ in range(_HALVINGS):
-        middle = math.sqrt(max(low, 1e-9) * high)
-        low, high = (middle, high) if float(rates(middle).sum()) > wanted else (low, middle)
-    found = rates(high)
+    ends = math.log(_LOWEST), math.log(_HIGHEST)
+    found = rates(
+        math.exp(bisect(lambda log: float(rates(math.exp(log)).sum()) > wanted, *ends, _HALVINGS)[1])
+    )
     others = float(found[1:].sum())
     if others > wanted - 1 and others > 0:
         found[1:] *= max(wanted - 1, 0.0) / others

@@ -16,18 +16,19 @@ Shapes: R samples; D observation entries; C budgets; P plans.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from agents.actor import make_network
+from agents.bisection import bisect
 from agents.gate import told, worth_climbing
 
 _LEAST = 0.02  # chance of a plan that is worth keeping
 _ROUNDING = 1e-9  # of evaluations
 _SLACK = 0.001  # of a budget, kept back: other samples than these may spend a little more
-_HIGHEST = 1e3  # m, and the price of lying among the real
+_HIGHEST = 1e3  # m
 _HALVINGS = 50
 
 
@@ -89,24 +90,9 @@ class Dealing(nn.Module):
         self.prices[budget] = price_of(self.logits(budget, entries), self.sizes, target)
 
     @torch.no_grad()
-    def settle(self, budget: int, entries: Tensor, inside: Tensor, least: float) -> None:
-        """Deal the realistic more often where too little is, leave out the rare; w pays for it all.
-
-        Args:
-            budget: At which.
-            entries: What samples show, (R, D).
-            inside: The share of what each plan brings that lies among the real, (P,).
-            least: The share of all that must, no more than of a plan that the budget pays for.
-        """
-        given = self.weights[budget].log()
-
-        def lacking(price: float) -> bool:
-            self.weights[budget] = torch.softmax(given + price * inside, 0)
-            self.afford(budget, entries)
-            return float((self.chances(budget, entries) @ inside).mean()) < least
-
-        if lacking(0.0):
-            _lowest(lacking)
+    def settle(self, budget: int, entries: Tensor) -> None:
+        """Leave out what samples that show ``entries`` (R, D) are rarely dealt; w pays for it all."""
+        self.afford(budget, entries)
         often = self.chances(budget, entries).mean(0) >= _LEAST
         if bool((often & (self.sizes <= self.counts[budget])).any()):  # or the cheap ones are rare
             self.weights[budget] = torch.where(often, self.weights[budget], 0.0)
@@ -126,14 +112,4 @@ def price_of(logits: Tensor, sizes: Tensor, nfe: float) -> float:
 
     if spent(0.0) <= nfe + _ROUNDING:
         return 0.0
-    return _lowest(lambda m: spent(m) > nfe)
-
-
-def _lowest(too_low: Callable[[float], bool]) -> float:
-    """The least price that is not too low; it is asked about last."""
-    low, high = 0.0, _HIGHEST
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if too_low(middle) else (low, middle)
-    too_low(high)
-    return high
+    return bisect(lambda m: spent(m) > nfe, 0.0, _HIGHEST, _HALVINGS)[1]

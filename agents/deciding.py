@@ -3,17 +3,18 @@
 All branches of all looks are kept, none is drawn: the Fréchet distance of all that is drawn is descended
 (:mod:`agents.population`), by chances of plans (:mod:`agents.dealing`) and of branches
 (:mod:`agents.cascade`), a policy gradient over all actions (Sutton et al. 2000; Ciosek and Whiteson 2018). A
-distance of distributions alone trades nearness for variety, and precision falls. So membership in the
-manifold of real images (:mod:`agents.manifold`) has a price, ``realism``: what branch b makes of an image is
-worth
+distance of distributions alone trades nearness for variety, and precision falls. So of all that is drawn at
+a budget as much must lie in the manifold of real images (:mod:`agents.manifold`) as of what the best plan
+brings that the budget pays for, and ``margin`` more. Membership has a price ν for that: what branch b makes
+of an image is worth
 
-    realism·m_b − φ/σ_φ,
+    ν·m_b − φ/σ_φ,
 
 m_b the mean membership of all that b makes, φ the first variation of the distance and σ_φ its deviation
-between branches of an image. Image by image membership can hardly be told from what a look shows: gates that
-are paid by that learn noise by heart. A price alone keeps nothing. So in the end realistic plans are dealt
-more often, until of all no more than ``shortfall`` less lies there than of the most realistic plan that the
-budget pays for. (A price that rises until that holds runs away where the bound cannot be met.)
+between branches of an image. Each survey sets ν by what is lacking now and what was lacking so far (a
+Lagrange multiplier under proportional-integral control: Stooke, Achiam and Abbeel 2020): no price suits all
+budgets and models. Image by image membership can hardly be told from what a look shows: gates that are paid
+by that learn noise by heart.
 
 Φ itself would mislead where it holds nearness to the teacher: each evaluation brings an image nearer to its
 teacher, and few bring what is drawn nearer to what is real.
@@ -40,6 +41,9 @@ from envs.rewards.frechet import Moments, Slope, distance, moments, slope
 
 _SOME = 512  # looks at a plan that tell by how much branches differ
 _LEAST = 1e-9  # deviation, share of a plan
+_AS_GOOD = 0.1  # how much farther than the best plan one is that is as good
+_RATE = 200.0  # of ν, a survey, by the share that is lacking
+_NOW = 10.0  # surveys that what is lacking now counts for: about those after which chances have followed
 
 
 class Crowd(NamedTuple):
@@ -56,20 +60,23 @@ class Crowd(NamedTuple):
     astray: float
 
 
-class Rise(NamedTuple):
-    """By how much results take a set away from what is real: φ/σ_φ.
+class Worth(NamedTuple):
+    """What results are worth to a set: ν·m − φ/σ_φ.
 
     Args:
+        price: ν.
         slope: φ.
         deviation: σ_φ.
     """
 
+    price: float
     slope: Slope
     deviation: float
 
-    def of_results(self, results: Tensor) -> Tensor:
-        """(M, B), of ``results`` (M, B, F)."""
-        return self.slope(results.flatten(0, 1)).reshape(results.shape[:2]) / self.deviation
+    def of(self, results: Tensor, inside: Tensor) -> Tensor:
+        """(M, B), of ``results`` (M, B, F) whose branches bring ``inside`` (M, B) or (B,)."""
+        rise = self.slope(results.flatten(0, 1)).reshape(results.shape[:2])
+        return self.price * inside - rise / self.deviation
 
 
 class Deciding:
@@ -80,8 +87,7 @@ class Deciding:
         dealing: Deals them.
         cascade: Tells their branches apart.
         real: Features (M, F) of real images.
-        realism: Price of membership, in deviations of the distance's slope.
-        shortfall: By how much less of all may lie there than of the most realistic plan within the budget.
+        margin: By how much more of all is to lie among the real than of the best plan within the budget.
     """
 
     def __init__(
@@ -90,19 +96,20 @@ class Deciding:
         dealing: Dealing,
         cascade: Cascade,
         real: Tensor,
-        realism: float,
-        shortfall: float,
+        margin: float,
     ) -> None:
         self.plans, self.dealing, self.cascade = plans, dealing, cascade
-        self.realism, self.shortfall = realism, shortfall
+        self.margin = margin
         self.manifold = Manifold(real)
         self.real = moments(real.cpu())
         entries = cascade.first.mean.shape[1]
         nothing = no_looks(cascade.nodes[-1].stop, entries, len(plans.more), real.shape[1])
         self.looks = [nothing] * len(plans.sizes)
         self.inside = torch.zeros(len(plans.sizes), len(plans.more), dtype=torch.float64)  # m_b of every plan
+        self.alone = torch.zeros(len(plans.sizes), dtype=torch.float64)  # its distance, where all follow it
+        self.lacked = torch.zeros(len(plans.counts), dtype=torch.float64)  # of every budget, so far
         self.begun = torch.zeros(0, entries)
-        self._rises: dict[int, Rise] = {}
+        self._worths: dict[int, Worth] = {}
 
     @torch.no_grad()
     def keep(self, plan: int, begun: Tensor, entries: Tensor, features: Tensor) -> None:
@@ -118,6 +125,8 @@ class Deciding:
         self.looks[plan] = self.looks[plan].and_more(Looks(entries.cpu(), features.half().cpu()))
         count = len(self.looks[plan].entries)
         self.inside[plan] += (inside.cpu() - self.inside[plan]) * (len(features) / count)
+        results = self.looks[plan].results[:, [self.plans.home]]
+        self.alone[plan] = distance(drawn_moments(results, torch.ones(count, 1).double()), self.real)
         self.cascade.usual(plan, self.looks[plan].entries)
         more = count - len(self.begun)
         if more > 0:
@@ -129,19 +138,31 @@ class Deciding:
         looked = torch.tensor([len(looks.entries) > 0 for looks in self.looks])
         return [c for c in range(len(self.plans.counts)) if bool(looked[self.dealing.members(c)].all())]
 
-    def survey(self) -> dict[str, float]:
-        """See what is drawn now, and what results are worth to it; budgets are kept.
+    def survey(self, budget: int) -> dict[str, float]:
+        """See what is drawn at a budget, and what results are worth there; what is asked is paid for anew.
 
-        Chances change little from one step to the next: what is found here serves all steps between.
+        Chances change little from one step to the next: what is found here serves all steps until the next.
         """
-        seen = []
-        for budget in self.known():
-            self.dealing.afford(budget, self.begun)
-            crowd = self.crowd(budget)
-            self._rises[budget] = self._rise(budget, crowd)
-            seen.append([distance(crowd.moments, self.real), crowd.inside, crowd.astray])
-        found = torch.tensor(seen).mean(0).tolist()
-        return dict(zip(("gate/distance", "gate/realism", "gate/leaves_plan"), found, strict=True))
+        self.dealing.afford(budget, self.begun)
+        crowd = self.crowd(budget)
+        lacking = self.asked(budget) - crowd.inside
+        self.lacked[budget] = max(float(self.lacked[budget]) + lacking, 0.0)
+        price = max(_RATE * (float(self.lacked[budget]) + _NOW * lacking), 0.0)
+        self._worths[budget] = self._worth(budget, crowd, price)
+        seen = {
+            "distance": distance(crowd.moments, self.real),
+            "realism": crowd.inside,
+            "price": price,
+            "leaves_plan": crowd.astray,
+        }
+        return {f"gate/{name}_at_{self.plans.counts[budget]}": value for name, value in seen.items()}
+
+    def asked(self, budget: int) -> float:
+        """The share of all that is drawn at a budget that is to lie among the real."""
+        paid = [p for p in self.dealing.members(budget) if self.dealing.sizes[p] <= self.plans.counts[budget]]
+        bound = (1 + _AS_GOOD) * float(self.alone[paid].min())
+        best = [plan for plan in paid if self.alone[plan] <= bound]
+        return float(self.inside[best, self.plans.home].max()) + self.margin
 
     @torch.no_grad()
     def crowd(self, budget: int) -> Crowd:
@@ -164,12 +185,13 @@ class Deciding:
         return Crowd(mixed_moments(parts, share), inside, 1 - at_home)
 
     @torch.no_grad()
-    def _rise(self, budget: int, crowd: Crowd) -> Rise:
-        """What results do to a crowd."""
-        rise = Rise(slope(crowd.moments, self.real), 1.0)
+    def _worth(self, budget: int, crowd: Crowd, price: float) -> Worth:
+        """What results are worth to a crowd."""
+        bare = Worth(0.0, slope(crowd.moments, self.real), 1.0)
         members = self.dealing.members(budget)
-        each = [_deviation(rise.of_results(self.looks[plan].results[:_SOME])) for plan in members]
-        return rise._replace(deviation=max(sum(each) / len(each), _LEAST))
+        some = (bare.of(self.looks[plan].results[:_SOME], self.inside[plan]) for plan in members)
+        each = [_deviation(worth) for worth in some]
+        return bare._replace(price=price, deviation=max(sum(each) / len(each), _LEAST))
 
     def climb(self, budget: int, size: int, generator: torch.Generator) -> Tensor:
         """What to climb, for ``size`` looks at the plans that a budget deals, since the last survey."""
@@ -179,28 +201,15 @@ class Deciding:
         plan = torch.tensor(members).repeat_interleave(len(chosen))
         looks = deal(self.looks, plan, chosen.repeat(len(members)))
         with torch.no_grad():
-            gain = self.realism * self.inside[plan] - self._rises[budget].of_results(looks.results)
+            gain = self._worths[budget].of(looks.results, self.inside[plan])
         brought = self.cascade.climb(plan, looks.entries, gain)
-        worth = torch.zeros(len(chosen), len(self.looks), dtype=brought.dtype)
-        worth[:, members] = brought.reshape(len(members), len(chosen)).T
-        return self.dealing.climb(budget, self.begun[chosen], worth)
-
-    @torch.no_grad()
-    def settle(self, dealing: Dealing) -> None:
-        """Make of a copy of what deals one that a policy keeps, as realistic as it must be."""
-        for budget in self.known():
-            inside = torch.zeros(len(self.looks), dtype=torch.float64)
-            for plan in dealing.members(budget):
-                entries = self.looks[plan].entries
-                taken = self.cascade.chances(torch.full((len(entries),), plan), entries).mean(0)
-                inside[plan] = taken @ self.inside[plan]
-            paid = [plan for plan in dealing.members(budget) if dealing.sizes[plan] <= dealing.counts[budget]]
-            most = float(self.inside[paid, self.plans.home].max())
-            dealing.settle(budget, self.begun, inside, min(most - self.shortfall, float(inside[paid].max())))
+        each = torch.zeros(len(chosen), len(self.looks), dtype=brought.dtype)
+        each[:, members] = brought.reshape(len(members), len(chosen)).T
+        return self.dealing.climb(budget, self.begun[chosen], each)
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs, but for what learns."""
-        kept = {"begun": self.begun, "inside": self.inside}
+        kept = {"begun": self.begun, "inside": self.inside, "alone": self.alone, "lacked": self.lacked}
         for row, looks in enumerate(self.looks):
             kept |= {f"looks.{row}.{name}": part for name, part in looks._asdict().items()}
         return kept
@@ -208,6 +217,7 @@ class Deciding:
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`."""
         self.begun, self.inside = tensors["begun"], tensors["inside"]
+        self.alone, self.lacked = tensors["alone"], tensors["lacked"]
         self.looks = [Looks(**under(tensors, f"looks.{row}.")) for row in range(len(self.looks))]
 
 

@@ -10,7 +10,7 @@ Shapes: R schedules; K evaluations of one.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -52,12 +52,19 @@ class Endings(Plans):
     ) -> None:
         branches = (1 + len(stretches)) ** looks
         super().__init__(counts, [len(lam) for lam in schedules], weights, [0] * branches, left, looks)
-        self.schedules = _told_apart([lam.double() for lam in schedules])
+        for row, lam in enumerate(_told_apart([lam.double() for lam in schedules])):
+            self.register_buffer(f"schedule{row}", lam)
         self.stretches = tuple(stretches)
+
+    def require(self, stored: Mapping[str, Tensor]) -> None:
+        """:class:`UserError` where a run began with other schedules, those ``stored``."""
+        own = self.state_dict()
+        if own.keys() != stored.keys() or not all(torch.equal(stored[name], own[name]) for name in own):
+            raise UserError("plans hold other schedules than when this run began: train anew")
 
     def lams(self, row: int, *, stretched: bool = True) -> list[Tensor]:
         """λ of every branch's evaluations, the schedule's own first."""
-        ways = [self.schedules[row]]
+        ways = [self.get_buffer(f"schedule{row}")]
         for at in range(self.fork(row), self.fork(row) + self.looks) if stretched else ():
             ways = [_stretched(lam, at, s) for lam in ways for s in (0.0, *self.stretches)]
         return ways

@@ -23,12 +23,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from agents.actor import blind, see_only
+from agents.actor import blind, see_only, under
 from agents.cascade import Cascade
 from agents.dealing import Dealing
 from agents.deciding import Deciding
 from agents.drawing import Drawn, draw
-from agents.endings import grid_for, read_endings
+from agents.endings import Endings, grid_for, read_endings
 from agents.fork import Fork
 from agents.planning import Tariff
 from agents.plans import Plans
@@ -47,7 +47,7 @@ class ForkLearner(ThroughSampler):
     The batch's process must be differentiable. ``plans`` names files of schedules or mixtures, one or more
     for each budget, that take the place of learned ones: all branches of one have the same cost, and
     ``looks`` looks choose among them. Which plan a sample gets is left to chance or, with ``first_look``, to
-    what its first evaluation shows as well. ``realism`` and ``shortfall`` are those of
+    what its first evaluation shows as well. ``margin`` is that of
     :class:`agents.deciding.Deciding`.
     """
 
@@ -70,8 +70,7 @@ class ForkLearner(ThroughSampler):
         "side_weight": 0.4,
         "updates": 8,
         "update_size": 1024,
-        "realism": 20.0,
-        "shortfall": 0.004,
+        "margin": 0.0,
         "weight_decay": 0.1,
         "max_grad_norm": 0.5,
         "recompute": True,
@@ -96,10 +95,8 @@ class ForkLearner(ThroughSampler):
             raise UserError(f"need 1 <= looks <= left ({left}), not {h['looks']}")
         if int(h["update_size"]) < 2:
             raise UserError(f"update_size must be 2 at least, not {h['update_size']}")
-        if not 0 <= float(h["realism"]) < float("inf"):
-            raise UserError(f"realism must not be negative, not {h['realism']}")
-        if not 0 <= float(h["shortfall"]) <= 1:
-            raise UserError(f"shortfall must lie between 0 and 1, not {h['shortfall']}")
+        if not -1 <= float(h["margin"]) <= 1:
+            raise UserError(f"margin must lie between -1 and 1, not {h['margin']}")
         if 0 in h["stretches"]:
             raise UserError("a stretch of 0 is the plan itself: leave it out of stretches")
         if not len(core.quality.real):
@@ -118,14 +115,8 @@ class ForkLearner(ThroughSampler):
         self.tariff = Tariff(plans.counts[0], plans.counts[-1], self.core.prices)
         self.dealing = Dealing(plans.weights, plans.sizes, plans.counts, inputs)
         self.cascade = Cascade(len(plans.sizes), inputs, plans.first, plans.looks)
-        self.deciding = Deciding(
-            plans,
-            self.dealing,
-            self.cascade,
-            self.core.quality.real,
-            float(h["realism"]),
-            float(h["shortfall"]),
-        )
+        real, margin = self.core.quality.real, float(h["margin"])
+        self.deciding = Deciding(plans, self.dealing, self.cascade, real, margin)
         for network in (self.dealing.actor, *(gate.actor for gate in self.cascade.ahead)):
             blind(network, str(h["sees"]), inputs)  # and the first look's where it is made
         if not h["first_look"]:
@@ -195,15 +186,15 @@ class ForkLearner(ThroughSampler):
         return {"rollout/ep_quality_mean": quality_mean, "train/gradient_norm": norm_mean}
 
     def _learn_to_decide(self) -> dict[str, float]:
-        """All branches of every row, for one plan; then steps on all looks so far."""
+        """All branches of every row, for one plan; then steps at one budget, on all looks so far."""
         self._look(self._next_plan())
         known = self.deciding.known()
         if not known:
             return {}
-        told = self.deciding.survey()
+        budget = known[int(torch.randint(len(known), (1,), generator=self.generator))]
+        told = self.deciding.survey(budget)
         parameters = self._deciders()
         for _ in range(int(self.hyperparameters["updates"])):
-            budget = known[int(torch.randint(len(known), (1,), generator=self.generator))]
             self._update(budget, parameters)
         return told
 
@@ -280,7 +271,8 @@ class ForkLearner(ThroughSampler):
         for plan, looks in enumerate(self.deciding.looks):
             if len(looks.entries):
                 cascade.settle(plan, looks.entries, _SLACK * plans.sizes[plan])
-        self.deciding.settle(dealing)
+        for budget in self.deciding.known():
+            dealing.settle(budget, self.deciding.begun)
         info = replace(info, times=times, evaluations=[plans.counts[0], plans.counts[-1]])
         return Fork(info, dealing, cascade, table, lam, plans.left, projection)
 
@@ -290,7 +282,9 @@ class ForkLearner(ThroughSampler):
         return kept | {"order": self._order} | self.deciding.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from :meth:`state`."""
+        """Go on from :meth:`state`; :class:`UserError` where it is of other plans."""
+        if isinstance(self.plans, Endings):
+            self.plans.require(under(tensors, "tree."))
         super().load_state(tensors)
         self._next_plans, self._order = tensors["next"].tolist(), tensors["order"]
         self.deciding.load_state(tensors)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.actor import make_network
+from agents.bisection import bisect
 
 _UNHEARD_OF = 5.0  # deviations: nothing is told to be farther from what is usual
 _LEAST_DEVIATION = 1e-4  # what differs by less between samples is not blown up further
@@ -87,11 +88,7 @@ class Gate(nn.Module):
                 return float((self.chances(worth, price) @ self.more).mean())
             return float(self.more[self.branches(worth, torch.tensor(price))].mean())
 
-        low, high = -_HIGHEST, _HIGHEST
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if spent(middle) > -slack else (low, middle)
-        return high + _SAFE
+        return bisect(lambda m: spent(m) > -slack, -_HIGHEST, _HIGHEST, _HALVINGS)[1] + _SAFE
 
     @torch.no_grad()
     def settle(self, row: int, entries: Tensor, slack: float = 0.0) -> None:

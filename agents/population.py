@@ -25,7 +25,7 @@ def drawn_moments(results: Tensor, chances: Tensor) -> Moments:
     """Mean (F,) and covariance (F, F), float64, of ``results`` (M, B, F) taken with ``chances`` (M, B)."""
     flat = results.flatten(0, 1).float()
     each = chances.reshape(-1, 1).to(flat) / len(results)
-    mean = (each * flat).double().sum(0)
+    mean = (each.T @ flat).double().squeeze(0)
     return mean, ((each * flat).T @ flat).double() - torch.outer(mean, mean)
 
 

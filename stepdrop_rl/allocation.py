@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from agents.bisection import bisect
+
 _HALVINGS = 60
 _FOLDS = 5
 
@@ -24,10 +26,7 @@ def allocate(errors: Tensor, counts: Tensor, mean: float) -> Tensor:
         return (errors + multiplier * counts).argmin(1)
 
     span = float(errors.max() - errors.min()) + 1.0
-    low, high = 0.0, span  # m of low spends the most, of high the least
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if float(counts[taken(middle)].mean()) > mean else (low, middle)
+    low, high = bisect(lambda m: float(counts[taken(m)].mean()) > mean, 0.0, span, _HALVINGS)
     generous, thrifty = taken(low), taken(high)
     left = round(mean * len(errors) - float(counts[thrifty].sum()))
     chosen = thrifty.clone()

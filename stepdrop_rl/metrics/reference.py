@@ -5,6 +5,7 @@ Images are judged as the files they would become: clamped to [-1, 1] and rounded
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +114,9 @@ def make_reference(
     path = None if cache is None else Path(cache) / f"{key}.safetensors"
     reference = _read_cached(path, extractor.name) if path else None
     if reference is None:
+        if len(images) >= DISK_CACHE_FROM:  # minutes on a CPU
+            told = f"{extractor.name} looks at {len(images):,} real images, once on this machine"
+            print(told, file=sys.stderr)
         features, _ = gather(images, extractor, batch_size)
         kept = features[:REFERENCE_FEATURES].clone()
         reference = Reference(extractor.name, kept, statistics(features), len(features))

@@ -205,7 +205,8 @@ def test_a_sample_gets_the_plan_that_its_first_evaluation_asks_for(problem, mixe
 
 def test_schedules_that_meet_are_told_apart():
     alike = torch.tensor([[0, 0.3, 0.6, 1.0], [0, 0.3, 0.5, 1.0], [0, 0.3, 0.6, 0.9]])
-    kept = torch.stack(Endings([4], list(alike), torch.ones(1, 3) / 3, 2, (0.5,)).schedules)
+    endings = Endings([4], list(alike), torch.ones(1, 3) / 3, 2, (0.5,))
+    kept = torch.stack([endings.lams(row, stretched=False)[0] for row in range(3)])
     torch.testing.assert_close(kept, alike.double(), rtol=0, atol=1e-5)
     assert all(len(times.unique()) == 3 for times in kept.T[1:])
     grid, table = Endings([4], list(alike), torch.ones(1, 3) / 3, 2, (0.5,), looks=2).on_one_grid()
@@ -265,15 +266,20 @@ def test_files_of_one_budget_share_it_and_what_draws_the_real_is_dealt_more_ofte
     assert float(chances[1]) > 0.9
     assert distance(deciding.crowd(0).moments, deciding.real) < before / 10
     assert len(policy_of(problem, learner).dealing.members(0)) == 1, "what is hardly ever dealt is left out"
-    # Those that are as far away and more realistic are dealt more often.
-    alike = torch.randn(400, 9, size, generator=generator).half()
-    for plan, inside in enumerate((1.0, 0.0, 0.0)):
-        deciding.looks[plan] = Looks(entries, alike)
-        deciding.inside[plan] = inside
-    before = chances
-    descend(learner, 50)
-    after = deciding.dealing.chances(0, deciding.begun).mean(0).detach()
-    assert float(after[0]) > 2 * float(before[0])
+
+
+def test_a_run_does_not_go_on_with_other_schedules_than_it_began_with(problem, tmp_path):
+    def state_of(schedules):
+        file = mixture_file(tmp_path / "plans.json", schedules, [1 / len(schedules)] * len(schedules))
+        learner = learner_of(problem, "fork", plans=[file], left=2)[0]
+        return learner, learner.state()
+
+    began = [[950, 500, 60], [950, 400, 60]]
+    _, kept = state_of(began)
+    for other in ([[950, 500, 60]], [[950, 500, 60], [950, 401, 60]], [*began, [950, 450, 60]]):
+        with pytest.raises(UserError, match="other schedules than when this run began"):
+            state_of(other)[0].load_state(kept)
+    state_of(began)[0].load_state(kept)
 
 
 def gate_of(width=1, counts=3, same=0):
@@ -462,7 +468,7 @@ def alone(problem, **hyperparameters):
 def descend(learner, steps):
     """Down the distance; the share that leaves the plan at last."""
     for _ in range(steps):
-        learner.deciding.survey()
+        learner.deciding.survey(0)
         learner._update(0, learner._deciders())
     return learner.deciding.crowd(0).astray
 
@@ -507,18 +513,6 @@ def test_the_gate_sends_some_the_other_way_where_all_would_be_too_many(problem):
     # Half of them each have mean and variance of what is real in this feature.
     others = 0.01 * (len(deciding.real[0]) - 1)
     assert distance(deciding.crowd(0).moments, deciding.real) == pytest.approx(others, abs=0.05) != before
-
-
-def test_of_results_that_are_alike_the_gate_takes_the_realistic(problem):
-    entries = shown_entries(500)
-    taken = {}
-    for realism in (0.0, 20.0):
-        learner = looks_of(alone(problem, stretches=(0.5,), realism=realism), entries, torch.ones(500, 4))
-        learner.deciding.inside[0] = torch.tensor([0.5, 0.5, 0.5, 0.8])
-        descend(learner, 120)
-        worth = learner.cascade.first(torch.zeros(500).long(), entries)
-        taken[realism] = float(learner.cascade.first.chances(worth.detach(), 0.0)[:, 3].mean())
-    assert taken[20.0] > 0.9 > 0.6 > taken[0.0]
 
 
 def test_where_all_branches_are_alike_it_keeps_to_the_plan(problem):
@@ -648,8 +642,7 @@ def test_it_refuses_what_it_cannot_use(problem):
         ({"batch_size": 0}, "batch_size must be positive"),
         ({"times_share": 1.5}, "times_share must lie between 0 and 1"),
         ({"sees": "samples"}, "did you mean 'sample'"),
-        ({"realism": -2}, "realism must not be negative, not -2"),
-        ({"shortfall": 2}, "shortfall must lie between 0 and 1, not 2"),
+        ({"margin": 2}, "margin must lie between -1 and 1, not 2"),
         ({"moving": MovingPrice(4.0, start=0.02, step=0.1, batch=16)}, "no env.target_nfe"),
     ]:
         with pytest.raises(UserError, match=says) as caught:
