@@ -65,15 +65,15 @@ def test_what_is_asked_lies_among_the_real(margin):
     # membership says the opposite: all of the second would be too few, all of the third too many.
     deciding = deciding_of(margin)
     generator = torch.Generator().manual_seed(7)
-    entries = torch.randn(400, 4, D, generator=generator)
-    results = 0.1 * torch.randn(400, 1, 4, generator=generator).repeat(1, 9, 1)
+    entries = torch.randn(150, 4, D, generator=generator)
+    results = 0.1 * torch.randn(150, 1, 4, generator=generator).repeat(1, 9, 1)
     option = torch.arange(9) % 3
     results += torch.tensor([0.4, 0.0, 0.8])[option].unsqueeze(1)
     deciding.keep(0, entries[:, 0], entries, results)
     deciding.inside[0] = torch.tensor([0.5, 0.46, 0.54])[option]
-    told = learn(deciding, 800, 2e-3)
+    told = learn(deciding, 480, 2e-3)
     assert deciding.asked(0) == pytest.approx(0.5 + margin)
-    assert told["gate/realism_at_4"] == pytest.approx(0.5 + margin, abs=0.001)
+    assert told["gate/realism_at_4"] == pytest.approx(0.5 + margin, abs=0.003)
     assert told["gate/price_at_4"] > 0
 
 
