@@ -2,7 +2,8 @@
 
 A look may make the gap in λ that follows it ``e^s`` times as long; the rest of the gaps, with the one behind
 the last evaluation, share what that leaves as they did. The next look does the same with the next gap. All
-branches cost what the schedule costs.
+branches cost what the schedule costs. Where the last evaluation's time is to stay, the gaps before it alone
+are moved: how sharp images end is what judges disagree about first.
 
 Shapes: R schedules; K evaluations of one.
 """
@@ -38,7 +39,8 @@ class Endings(Plans):
         weights: (C, R) chances of schedules at each budget.
         left: Evaluations that a schedule leaves after the fork.
         stretches: s of the options of a look; the first one, 0, goes without saying.
-        looks: How many follow one another, ``left`` at most.
+        looks: How many follow one another, ``left`` at most; fewer, where the end stays.
+        keep_end: The last evaluation's time stays.
     """
 
     def __init__(
@@ -49,12 +51,13 @@ class Endings(Plans):
         left: int,
         stretches: Sequence[float],
         looks: int = 1,
+        keep_end: bool = False,
     ) -> None:
         branches = (1 + len(stretches)) ** looks
         super().__init__(counts, [len(lam) for lam in schedules], weights, [0] * branches, left, looks)
         for row, lam in enumerate(_told_apart([lam.double() for lam in schedules])):
             self.register_buffer(f"schedule{row}", lam)
-        self.stretches = tuple(stretches)
+        self.stretches, self.keep_end = tuple(stretches), keep_end
 
     def require(self, stored: Mapping[str, Tensor]) -> None:
         """:class:`UserError` where a run began with other schedules, those ``stored``."""
@@ -66,7 +69,7 @@ class Endings(Plans):
         """λ of every branch's evaluations, the schedule's own first."""
         ways = [self.get_buffer(f"schedule{row}")]
         for at in range(self.fork(row), self.fork(row) + self.looks) if stretched else ():
-            ways = [_stretched(lam, at, s) for lam in ways for s in (0.0, *self.stretches)]
+            ways = [_stretched(lam, at, s, self.keep_end) for lam in ways for s in (0.0, *self.stretches)]
         return ways
 
 
@@ -86,14 +89,15 @@ def _told_apart(schedules: Sequence[Tensor]) -> list[Tensor]:
     return kept
 
 
-def _stretched(lam: Tensor, at: int, s: float) -> Tensor:
+def _stretched(lam: Tensor, at: int, s: float, keep_end: bool) -> Tensor:
     """λ (K,) whose gap before evaluation ``at`` is e^s times as long, beside those that follow it."""
     if s == 0:
         return lam
-    gaps = torch.cat((lam[at - 1 :], lam.new_ones(1))).diff().clamp(min=CLOSEST)
+    ends = lam if keep_end else torch.cat((lam, lam.new_ones(1)))
+    gaps = ends[at - 1 :].diff().clamp(min=CLOSEST)
     gaps[0] *= math.exp(s)
-    gaps = gaps / gaps.sum() * (1 - lam[at - 1])
-    return torch.cat((lam[:at], lam[at - 1] + gaps.cumsum(0)[:-1]))
+    gaps = gaps / gaps.sum() * (ends[-1] - lam[at - 1])
+    return torch.cat((lam[:at], lam[at - 1] + gaps.cumsum(0)[:-1], lam[len(ends) - 1 :]))
 
 
 def _members(file: str) -> tuple[int, list[list[float]], Tensor]:
@@ -126,6 +130,7 @@ def read_endings(
     left: int,
     stretches: Sequence[float],
     looks: int,
+    keep_end: bool = False,
 ) -> Endings:
     """Endings of the schedules and mixtures in ``files``, one or more for each budget.
 
@@ -136,6 +141,7 @@ def read_endings(
         left: Evaluations that a schedule leaves after the fork.
         stretches: As of :class:`Endings`.
         looks: As of :class:`Endings`.
+        keep_end: As of :class:`Endings`.
 
     Raises:
         UserError: A file is missing or damaged, or holds a schedule that begins elsewhere or cannot fork.
@@ -158,4 +164,4 @@ def read_endings(
     lams = [lam_of(times) for count in counts for found, _ in given[count] for times in found]
     dealt = [torch.cat([chances / len(given[count]) for _, chances in given[count]]) for count in counts]
     weights = torch.block_diag(*(chances.unsqueeze(0) for chances in dealt))
-    return Endings(counts, lams, weights, left, stretches, looks)
+    return Endings(counts, lams, weights, left, stretches, looks, keep_end)

@@ -46,9 +46,9 @@ class ForkLearner(ThroughSampler):
 
     The batch's process must be differentiable. ``plans`` names files of schedules or mixtures, one or more
     for each budget, that take the place of learned ones: all branches of one have the same cost, and
-    ``looks`` looks choose among them. Which plan a sample gets is left to chance or, with ``first_look``, to
-    what its first evaluation shows as well. ``margin`` is that of
-    :class:`agents.deciding.Deciding`.
+    ``looks`` looks choose among them; ``keep_end`` leaves the last evaluation where it is. Which plan a
+    sample gets is left to chance or, with ``first_look``, to what its first evaluation shows as well.
+    ``margin`` is that of :class:`agents.deciding.Deciding`.
     """
 
     algo = "fork"
@@ -67,6 +67,7 @@ class ForkLearner(ThroughSampler):
         "looks": 2,
         "first_look": False,
         "stretches": (-0.5, 0.5),
+        "keep_end": False,
         "side_weight": 0.4,
         "updates": 8,
         "update_size": 1024,
@@ -93,6 +94,8 @@ class ForkLearner(ThroughSampler):
             raise UserError("prices tell 'fork' how many evaluations to spend: leave env.price out")
         if h["plans"] and not 1 <= int(h["looks"]) <= left:
             raise UserError(f"need 1 <= looks <= left ({left}), not {h['looks']}")
+        if h["plans"] and h["keep_end"] and int(h["looks"]) >= left:
+            raise UserError(f"need looks < left ({left}) where the end is kept, not {h['looks']}")
         if int(h["update_size"]) < 2:
             raise UserError(f"update_size must be 2 at least, not {h['update_size']}")
         if not -1 <= float(h["margin"]) <= 1:
@@ -132,7 +135,8 @@ class ForkLearner(ThroughSampler):
         if not h["plans"]:
             return grid, Tree(int(h["min_nfe"]), int(h["max_nfe"]), left, int(h["width"]), stretches)
         grid = grid_for(h["plans"], grid, process)
-        return grid, read_endings(h["plans"], grid, process, left, stretches, int(h["looks"]))
+        looks, keep_end = int(h["looks"]), bool(h["keep_end"])
+        return grid, read_endings(h["plans"], grid, process, left, stretches, looks, keep_end)
 
     @property
     def actor_network(self) -> nn.Sequential:

@@ -268,6 +268,27 @@ def test_files_of_one_budget_share_it_and_what_draws_the_real_is_dealt_more_ofte
     assert len(policy_of(problem, learner).dealing.members(0)) == 1, "what is hardly ever dealt is left out"
 
 
+def test_an_end_that_is_kept_stays(problem):
+    schedule = torch.tensor([0.0, 0.3, 0.5, 0.6, 0.9]).double()
+    endings = Endings(
+        [5], [schedule], torch.ones(1, 1), left=3, stretches=(-0.5, 0.5), looks=2, keep_end=True
+    )
+    ways = endings.lams(0)
+    assert torch.equal(ways[0], schedule)
+    for lam in ways:
+        assert float(lam[-1]) == pytest.approx(0.9)
+        assert torch.equal(lam[:2], schedule[:2])
+        assert bool((lam.diff() > 0).all())
+    assert len({tuple(lam.tolist()) for lam in ways}) == 9
+    # By hand: the gap before the third, 0.2, is e^0.5 times as long beside those behind it, 0.1 and 0.3.
+    longer = 0.2 * math.exp(0.5)
+    torch.testing.assert_close(
+        ways[6][2:4], 0.3 + 0.6 * torch.tensor([longer, longer + 0.1]).double() / (longer + 0.4)
+    )
+    with pytest.raises(UserError, match="need looks < left"):
+        learner_of(problem, "fork", plans=["any.json"], left=2, looks=2, keep_end=True)
+
+
 def test_a_run_does_not_go_on_with_other_schedules_than_it_began_with(problem, tmp_path):
     def state_of(schedules):
         file = mixture_file(tmp_path / "plans.json", schedules, [1 / len(schedules)] * len(schedules))
