@@ -4,9 +4,9 @@ All branches of all looks are kept, none is drawn: the Fréchet distance of all 
 (:mod:`agents.population`), by chances of plans (:mod:`agents.dealing`) and of branches
 (:mod:`agents.cascade`), a policy gradient over all actions (Sutton et al. 2000; Ciosek and Whiteson 2018). A
 distance of distributions alone trades nearness for variety, and precision falls. So of all that is drawn at
-a budget as much must lie in the manifold of real images (:mod:`agents.manifold`) as of what the best plan
-brings that the budget pays for, and ``margin`` more. Membership has a price ν for that: what branch b makes
-of an image is worth
+a budget as much must lie in the manifold of real images (:mod:`agents.manifold`) as of what a ``rival``
+brings, and ``margin`` more: the best plan that the budget pays for, or all of its plans dealt as they were
+given. Membership has a price ν for that: what branch b makes of an image is worth
 
     ν·m_b − φ/σ_φ,
 
@@ -37,7 +37,12 @@ from agents.looks import Looks, deal, no_looks
 from agents.manifold import Manifold
 from agents.plans import Plans
 from agents.population import drawn_moments, mixed_moments
+from envs.errors import UserError
+from envs.registry import unknown_name
 from envs.rewards.frechet import Moments, Slope, distance, moments, slope
+
+RIVALS = ("schedule", "mixture")
+"""Whose realism is kept: the best plan's that a budget pays for; its plans', dealt as they were given."""
 
 _SOME = 512  # looks at a plan that tell by how much branches differ
 _LEAST = 1e-9  # deviation, share of a plan
@@ -87,7 +92,11 @@ class Deciding:
         dealing: Deals them.
         cascade: Tells their branches apart.
         real: Features (M, F) of real images.
-        margin: By how much more of all is to lie among the real than of the best plan within the budget.
+        rival: One of :data:`RIVALS`.
+        margin: By how much more of all is to lie among the real than of what the rival brings.
+
+    Raises:
+        UserError: There is no such rival, or the margin is no share.
     """
 
     def __init__(
@@ -96,10 +105,16 @@ class Deciding:
         dealing: Dealing,
         cascade: Cascade,
         real: Tensor,
+        rival: str,
         margin: float,
     ) -> None:
         self.plans, self.dealing, self.cascade = plans, dealing, cascade
-        self.margin = margin
+        if rival not in RIVALS:
+            raise unknown_name("rival", rival, RIVALS)
+        if not -1 <= margin <= 1:
+            raise UserError(f"margin must lie between -1 and 1, not {margin:g}")
+        self.rival, self.margin = rival, margin
+        self.given = dealing.weights.clone()
         self.manifold = Manifold(real)
         self.real = moments(real.cpu())
         entries = cascade.first.mean.shape[1]
@@ -159,6 +174,8 @@ class Deciding:
 
     def asked(self, budget: int) -> float:
         """The share of all that is drawn at a budget that is to lie among the real."""
+        if self.rival == "mixture":
+            return float(self.given[budget] @ self.inside[:, self.plans.home]) + self.margin
         paid = [p for p in self.dealing.members(budget) if self.dealing.sizes[p] <= self.plans.counts[budget]]
         bound = (1 + _AS_GOOD) * float(self.alone[paid].min())
         best = [plan for plan in paid if self.alone[plan] <= bound]

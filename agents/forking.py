@@ -48,7 +48,7 @@ class ForkLearner(ThroughSampler):
     for each budget, that take the place of learned ones: all branches of one have the same cost, and
     ``looks`` looks choose among them; ``keep_end`` leaves the last evaluation where it is. Which plan a
     sample gets is left to chance or, with ``first_look``, to what its first evaluation shows as well.
-    ``margin`` is that of :class:`agents.deciding.Deciding`.
+    ``rival`` and ``margin`` are those of :class:`agents.deciding.Deciding`.
     """
 
     algo = "fork"
@@ -71,6 +71,7 @@ class ForkLearner(ThroughSampler):
         "side_weight": 0.4,
         "updates": 8,
         "update_size": 1024,
+        "rival": "schedule",
         "margin": 0.0,
         "weight_decay": 0.1,
         "max_grad_norm": 0.5,
@@ -98,8 +99,6 @@ class ForkLearner(ThroughSampler):
             raise UserError(f"need looks < left ({left}) where the end is kept, not {h['looks']}")
         if int(h["update_size"]) < 2:
             raise UserError(f"update_size must be 2 at least, not {h['update_size']}")
-        if not -1 <= float(h["margin"]) <= 1:
-            raise UserError(f"margin must lie between -1 and 1, not {h['margin']}")
         if 0 in h["stretches"]:
             raise UserError("a stretch of 0 is the plan itself: leave it out of stretches")
         if not len(core.quality.real):
@@ -118,8 +117,8 @@ class ForkLearner(ThroughSampler):
         self.tariff = Tariff(plans.counts[0], plans.counts[-1], self.core.prices)
         self.dealing = Dealing(plans.weights, plans.sizes, plans.counts, inputs)
         self.cascade = Cascade(len(plans.sizes), inputs, plans.first, plans.looks)
-        real, margin = self.core.quality.real, float(h["margin"])
-        self.deciding = Deciding(plans, self.dealing, self.cascade, real, margin)
+        real, rival, margin = self.core.quality.real, str(h["rival"]), float(h["margin"])
+        self.deciding = Deciding(plans, self.dealing, self.cascade, real, rival, margin)
         for network in (self.dealing.actor, *(gate.actor for gate in self.cascade.ahead)):
             blind(network, str(h["sees"]), inputs)  # and the first look's where it is made
         if not h["first_look"]:

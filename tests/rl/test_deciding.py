@@ -11,14 +11,14 @@ from agents.endings import Endings
 D = 6
 
 
-def deciding_of(margin=0.01, count=500, schedules=((0, 0.2, 0.5, 0.9),)):
+def deciding_of(margin=0.01, rival="schedule", count=500, schedules=((0, 0.2, 0.5, 0.9),)):
     real = 0.1 * torch.randn(count, 4, generator=torch.Generator().manual_seed(4))
     lams = [torch.tensor(lam) for lam in schedules]
     plans = Endings([4], lams, torch.full((1, len(lams)), 1 / len(lams)), 2, (-0.5, 0.5), looks=2)
     torch.manual_seed(0)
     dealing = Dealing(plans.weights, plans.sizes, plans.counts, D)
     cascade = Cascade(len(lams), D, plans.first, plans.looks)
-    return Deciding(plans, dealing, cascade, real, margin)
+    return Deciding(plans, dealing, cascade, real, rival, margin)
 
 
 def learn(deciding, steps=60, rate=1e-2):
@@ -112,6 +112,13 @@ def test_the_best_plan_that_a_budget_pays_for_says_what_is_asked():
     assert lacking > 0.1
     for surveys in (1, 2, 3):
         assert deciding.survey(0)["gate/price_at_4"] == pytest.approx(200 * (10 + surveys) * lacking)
+
+
+def test_a_mixture_is_as_realistic_as_it_was_given():
+    deciding = deciding_of(margin=0.02, rival="mixture", schedules=((0, 0.2, 0.5, 0.9), (0, 0.3, 0.6, 0.9)))
+    deciding.inside[:, 0] = torch.tensor([0.7, 0.8]).double()
+    deciding.dealing.weights[0] = torch.tensor([0.1, 0.9])
+    assert deciding.asked(0) == pytest.approx(0.77), "half of each"
 
 
 def test_membership_is_the_mean_of_what_a_branch_brought():

@@ -663,6 +663,7 @@ def test_it_refuses_what_it_cannot_use(problem):
         ({"batch_size": 0}, "batch_size must be positive"),
         ({"times_share": 1.5}, "times_share must lie between 0 and 1"),
         ({"sees": "samples"}, "did you mean 'sample'"),
+        ({"rival": "schedules"}, "did you mean 'schedule'"),
         ({"margin": 2}, "margin must lie between -1 and 1, not 2"),
         ({"moving": MovingPrice(4.0, start=0.02, step=0.1, batch=16)}, "no env.target_nfe"),
     ]:
