@@ -114,7 +114,6 @@ class Deciding:
         if not -1 <= margin <= 1:
             raise UserError(f"margin must lie between -1 and 1, not {margin:g}")
         self.rival, self.margin = rival, margin
-        self.given = dealing.weights.clone()
         self.manifold = Manifold(real)
         self.real = moments(real.cpu())
         entries = cascade.first.mean.shape[1]
@@ -175,7 +174,7 @@ class Deciding:
     def asked(self, budget: int) -> float:
         """The share of all that is drawn at a budget that is to lie among the real."""
         if self.rival == "mixture":
-            return float(self.given[budget] @ self.inside[:, self.plans.home]) + self.margin
+            return float(self.dealing.weights[budget] @ self.inside[:, self.plans.home]) + self.margin
         paid = [p for p in self.dealing.members(budget) if self.dealing.sizes[p] <= self.plans.counts[budget]]
         bound = (1 + _AS_GOOD) * float(self.alone[paid].min())
         best = [plan for plan in paid if self.alone[plan] <= bound]
