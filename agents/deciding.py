@@ -236,6 +236,19 @@ class Deciding:
         self.alone, self.lacked = tensors["alone"], tensors["lacked"]
         self.looks = [Looks(**under(tensors, f"looks.{row}.")) for row in range(len(self.looks))]
 
+    def look_again(self, tensors: dict[str, Tensor]) -> None:
+        """Take over the looks of :meth:`state`; KeyError or ValueError where they are not of these plans."""
+        looks = [Looks(**under(tensors, f"looks.{row}.")) for row in range(len(self.looks))]
+        for mine, other in zip(self.looks, looks, strict=True):
+            for part, taken in zip(mine, other, strict=True):
+                if part.shape[1:] != taken.shape[1:] or not len(taken):
+                    raise ValueError("its looks")
+        self.begun, self.inside, self.alone = (tensors[name] for name in ("begun", "inside", "alone"))
+        self.looks = looks
+        self.dealing.usual(self.begun)
+        for plan, seen in enumerate(looks):
+            self.cascade.usual(plan, seen.entries)
+
 
 def _deviation(score: Tensor) -> float:
     """By how much a score (M, B) depends on the branch."""

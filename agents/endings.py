@@ -60,10 +60,10 @@ class Endings(Plans):
         self.stretches, self.keep_end = tuple(stretches), keep_end
 
     def require(self, stored: Mapping[str, Tensor]) -> None:
-        """:class:`UserError` where a run began with other schedules, those ``stored``."""
+        """:class:`UserError` where a run had other schedules, those ``stored``."""
         own = self.state_dict()
         if own.keys() != stored.keys() or not all(torch.equal(stored[name], own[name]) for name in own):
-            raise UserError("plans hold other schedules than when this run began: train anew")
+            raise UserError("plans hold other schedules than that run had: train anew")
 
     def lams(self, row: int, *, stretched: bool = True) -> list[Tensor]:
         """λ of every branch's evaluations, the schedule's own first."""

@@ -124,6 +124,7 @@ class ForkLearner(ThroughSampler):
         if not h["first_look"]:
             see_only(self.dealing.actor, range(inputs, inputs + len(plans.counts)))
         self._next_plans: list[int] = []
+        self._looks = True  # or it was given all that it learns from
         self._order = torch.randperm(self.core.num_images, generator=self.generator)
         return {"dealing": self.dealing, "cascade": self.cascade, "tree": plans}
 
@@ -190,7 +191,8 @@ class ForkLearner(ThroughSampler):
 
     def _learn_to_decide(self) -> dict[str, float]:
         """All branches of every row, for one plan; then steps at one budget, on all looks so far."""
-        self._look(self._next_plan())
+        if self._looks:
+            self._look(self._next_plan())
         known = self.deciding.known()
         if not known:
             return {}
@@ -261,8 +263,23 @@ class ForkLearner(ThroughSampler):
         self.core.quality.end(rows, results[torch.arange(len(rows), device=results.device), taken])
 
     def start_from(self, policy: LearnedPolicy, seed: int) -> None:
-        """Refuse: plans are learned together with their grid."""
-        raise UserError("'fork' learns its own times from the beginning: leave start_from out")
+        """Refuse: plans are learned together with their grid, and gates with what they are asked for."""
+        raise UserError("'fork' starts from nobody's weights: from a run's looks, by look_again")
+
+    def look_again(self, tensors: dict[str, Tensor]) -> None:
+        """Learn from the looks of another run, whose :meth:`state` this is: the network is called no more.
+
+        Raises:
+            UserError: It is no state of this algorithm, or one of other plans.
+        """
+        if not isinstance(self.plans, Endings):
+            raise UserError("'fork' starts from the looks of a run whose plans were given: give it plans")
+        self.plans.require(under(tensors, "tree."))
+        try:
+            self.deciding.look_again(tensors)
+        except (KeyError, ValueError):
+            raise UserError("'fork' starts from the looks of a run of 'fork' that chose as often") from None
+        self._looks = False
 
     def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
         """What has been learned so far."""
@@ -282,7 +299,8 @@ class ForkLearner(ThroughSampler):
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs, looks included."""
         kept = super().state() | {"next": torch.tensor(self._next_plans, dtype=torch.int64)}
-        return kept | {"order": self._order} | self.deciding.state()
+        kept |= {"order": self._order, "looking": torch.tensor(self._looks)}
+        return kept | self.deciding.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`; :class:`UserError` where it is of other plans."""
@@ -290,4 +308,5 @@ class ForkLearner(ThroughSampler):
             self.plans.require(under(tensors, "tree."))
         super().load_state(tensors)
         self._next_plans, self._order = tensors["next"].tolist(), tensors["order"]
+        self._looks = bool(tensors.get("looking", True))
         self.deciding.load_state(tensors)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from agents.policy import LearnedPolicy, PolicyInfo
 from agents.sb3 import Learner
@@ -182,6 +185,16 @@ class Session:
         )
 
 
+def looks_of(config: TrainPolicyConfig) -> dict[str, Tensor]:
+    """The state of the run to start from, looks included, if they are looks at this very problem."""
+    folder = Path(str(config.start_from))
+    tensors, metadata = load_weights(folder, STATE)
+    changed = _changed(metadata["settings"], _identity(config), ("data", "model", "algo", "env", "precision"))
+    if changed:
+        raise UserError(f"cannot start from the looks in {folder}: {', '.join(changed)} differ")
+    return tensors
+
+
 def _identity(config: TrainPolicyConfig) -> dict[str, Any]:
     """The settings that decide a run's numbers."""
     free = ("output", "resume", "max_minutes", "tracking", "json", "device")
@@ -190,8 +203,10 @@ def _identity(config: TrainPolicyConfig) -> dict[str, Any]:
     return settings
 
 
-def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Which settings differ; one that a run of an older version did not have was at its default."""
+def _changed(before: dict[str, Any], now: dict[str, Any], among: Sequence[str] | None = None) -> list[str]:
+    """Which settings (``among`` these) differ; one that a run of an older version did not have was at its
+    default.
+    """
     defaults = _identity(TrainPolicyConfig())
     before = {**defaults, **before, "env": {**defaults["env"], **before.get("env", {})}}
-    return sorted(key for key in now if before[key] != now[key])
+    return sorted(key for key in among or now if before[key] != now[key])

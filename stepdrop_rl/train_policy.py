@@ -54,7 +54,7 @@ def run(config: TrainPolicyConfig) -> None:
         log=lambda metrics, step: tracker.log_metrics(metrics, step),
     )
     if config.start_from is not None and not config.resume:
-        learner.start_from(_first_policy(config, world), config.seed)
+        _start(learner, config, world)
     # Only now: an earlier run is not moved aside for settings that cannot work.
     folder = prepare_output(
         config.output,
@@ -77,6 +77,17 @@ def run(config: TrainPolicyConfig) -> None:
     print(session.summary())
     if where:
         print(f"learning curves: {where}")
+
+
+def _start(learner: Learner, config: TrainPolicyConfig, world: World) -> None:
+    """Let it begin where another run ended."""
+    from agents.forking import ForkLearner
+    from stepdrop_rl.policy_training import looks_of
+
+    if isinstance(learner, ForkLearner):
+        learner.look_again(looks_of(config))
+    else:
+        learner.start_from(_first_policy(config, world), config.seed)
 
 
 def _first_policy(config: TrainPolicyConfig, world: World) -> LearnedPolicy:

@@ -101,7 +101,8 @@ class TrainPolicyConfig(CommonConfig):
         model: Name of a shipped model, or the folder of one (default: the data set's).
         algo: Learning algorithm.
         env: The decision problem.
-        start_from: Folder of a policy to begin with instead of chance.
+        start_from: Folder of a policy to begin with instead of chance; with fork, of a run of the same plans
+            whose looks it learns from, in place of its own.
         output: Folder of the policy (default runs/DATA/ALGO).
         resume: Go on with the run in the output folder.
         decisions: Decisions to learn from, over all trajectories.

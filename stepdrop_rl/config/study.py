@@ -28,7 +28,8 @@ class StudyConfig(CommonConfig):
         solvers: With each of which all of it is done.
         nfe: Mean evaluations per image.
         policies: Name to {algo, seeds: how many, nfe: budgets if not all, plans: the search, or several,
-            whose results 'fork' begins with, train: options of train_policy}.
+            whose results 'fork' begins with, start_from: the policy before it whose run of the same seed
+            it starts from, train: options of train_policy}.
         searches: Methods of search, at whole budgets; energy:effort=8 searches for so much longer.
         baselines: Agents of a budget; a * after the name: with the last time that suits it best. A file or
             a list of times is judged at the budget that is its count, with its solver.
@@ -88,8 +89,8 @@ class StudyConfig(CommonConfig):
         for name in self.controls:
             require(name in CONTROLS, f"unknown control '{name}'; known are {', '.join(CONTROLS)}")
         for name, entry in self.policies.items():
-            unknown = set(entry) - {"algo", "seeds", "nfe", "plans", "train"}
-            known = "algo, seeds, nfe, plans and train"
+            unknown = set(entry) - {"algo", "seeds", "nfe", "plans", "start_from", "train"}
+            known = "algo, seeds, nfe, plans, start_from and train"
             require(not unknown, f"policies.{name} knows {known}, not {sorted(unknown)}")
             require(
                 isinstance(entry.get("plans", []), (str, list)),
@@ -102,4 +103,18 @@ class StudyConfig(CommonConfig):
                 )
             seeds = entry.get("seeds", 1)
             require(isinstance(seeds, int) and seeds > 0, f"policies.{name}.seeds must be a positive number")
+            self._require_first(name, entry)
         require_minutes(self.max_minutes)
+
+    def _require_first(self, name: str, entry: Mapping[str, Any]) -> None:
+        """The policy that one starts from comes before it, with as many seeds."""
+        first = entry.get("start_from")
+        if first is None:
+            return
+        before = list(self.policies)[: list(self.policies).index(name)]
+        known = ", ".join(before) or "none"
+        require(first in before, f"policies.{name}: start_from must be one of those before it: {known}")
+        require(
+            int(self.policies[first].get("seeds", 1)) >= int(entry.get("seeds", 1)),
+            f"policies.{name} has more seeds than {first}, which it starts from",
+        )

@@ -79,7 +79,8 @@ def budgets_of(config: StudyConfig, policy: str) -> list[float]:
 def training_of(config: StudyConfig, job: Job, root: Path) -> TrainPolicyConfig:
     """The settings of a training job: the entry's own options above those of all of them."""
     entry = config.policies[job.name]
-    plans = [str(need.path(root)) for need in needs(config, job)]
+    needed = needs(config, job)
+    plans = [str(need.path(root)) for need in needed if need.kind == "search"]
     options: dict[str, Any] = {
         "data.name": config.data.name,
         "algo": entry.get("algo", job.name),
@@ -94,6 +95,9 @@ def training_of(config: StudyConfig, job: Job, root: Path) -> TrainPolicyConfig:
     }
     if plans:
         options["hyperparameters"] = {**options.get("hyperparameters", {}), "plans": plans}
+    for first in needed:
+        if first.kind == "train":
+            options["start_from"] = str(first.path(root).parent)
     if config.data.root is not None:
         options["data.root"] = config.data.root
     if config.model is not None:
@@ -149,9 +153,11 @@ def needs(config: StudyConfig, job: Job) -> list[Job]:
     if job.kind == "search":
         return []
     if job.kind == "train":
+        entry = config.policies[job.name]
         budgets = [nfe for nfe in budgets_of(config, job.name) if nfe == int(nfe)]
-        methods = begins_with(config.policies[job.name])
-        return [Job("search", method, job.solver, nfe) for nfe in budgets for method in methods]
+        found = [Job("search", method, job.solver, nfe) for nfe in budgets for method in begins_with(entry)]
+        first = entry.get("start_from")
+        return found if first is None else [*found, replace(job, name=first)]
     if job.name not in config.policies:
         return [replace(job, kind="search")] if job.name in config.searches else []
     if job.control not in (None, "mode"):
@@ -202,6 +208,8 @@ def _episode_cost(training: TrainPolicyConfig) -> float:
         return _GRADIENT * training.env.num_decisions
     if training.algo == "pathwise":
         return _GRADIENT * _LOOK_NFE
+    if training.algo == "fork" and training.start_from is not None:
+        return 0.0  # all of it was drawn before
     if training.algo == "fork":  # branches are drawn with gradients while times are learned, then all of them
         from agents.forking import ForkLearner
 

@@ -10,7 +10,7 @@ import pytest
 
 from agents.search import blackbox, mixture
 from stepdrop_rl.config import StudyConfig
-from stepdrop_rl.studies.plan import Job, jobs, training_of
+from stepdrop_rl.studies.plan import Job, cost, jobs, training_of
 from stepdrop_rl.weights import read_json, write_json
 
 from .conftest import call
@@ -157,9 +157,11 @@ def test_workers_stop_in_good_order_and_go_on(tmp_path):
     [
         ({"searches": ["git"]}, "did you mean 'gits'"),
         ({"baselines": ["unifrom*"]}, "did you mean 'uniform'"),
-        ({"policies": {"ppo": {"sedes": 3}}}, "knows algo, seeds, nfe, plans and train"),
+        ({"policies": {"ppo": {"sedes": 3}}}, "knows algo, seeds, nfe, plans, start_from and train"),
         ({"policies": {"fork": {"plans": "mixtur"}}}, "plans must be of the searches"),
         ({"policies": {"fork": {"plans": 3}}}, "plans must be names of searches"),
+        ({"policies": {"a": {"start_from": "b"}, "b": {}}}, "must be one of those before it: none"),
+        ({"policies": {"b": {}, "a": {"start_from": "b", "seeds": 2}}}, "policies.a has more seeds than b"),
         ({"policies": {"pppo": {}}}, "did you mean 'ppo'"),
         ({"controls": ["mod"]}, "unknown control 'mod'"),
         ({"blind": ["mixtur"]}, "did you mean 'mixture'"),
@@ -192,3 +194,24 @@ def test_plans_of_a_search_come_before_who_begins_with_them(tmp_path):
     training = training_of(config, Job("train", "fork", "multistep"), tmp_path)
     files = [str(tmp_path / "schedules" / f"mixture-multistep-{nfe}.json") for nfe in (4, 6)]
     assert training.hyperparameters == {"plans": files}
+
+
+def test_a_policy_comes_after_the_one_whose_run_it_starts_from(tmp_path):
+    config = StudyConfig(
+        policies={
+            "fork": {"plans": "energy", "seeds": 2},
+            "other": {"algo": "fork", "plans": "energy", "start_from": "fork", "seeds": 2},
+        },
+        searches=["energy"],
+        nfe=[4.0],
+        baselines=[],
+        controls=[],
+    )
+    order = [(job.name, job.seed) for job in jobs(config) if job.kind == "train"]
+    assert order == [("fork", 0), ("fork", 1), ("other", 0), ("other", 1)]
+    training = training_of(config, Job("train", "other", "multistep", seed=1), tmp_path)
+    assert training.start_from == str(tmp_path / "policies" / "fork-multistep-1")
+    assert training.hyperparameters == {"plans": [str(tmp_path / "schedules" / "energy-multistep-4.json")]}
+    judged = 7 * training.judge_samples * 6 * (training.decisions // training.judge_every + 1)
+    assert cost(config, Job("train", "other", "multistep"), tmp_path) == judged, "what is drawn is drawn once"
+    assert cost(config, Job("train", "fork", "multistep"), tmp_path) > 2 * judged

@@ -298,9 +298,44 @@ def test_a_run_does_not_go_on_with_other_schedules_than_it_began_with(problem, t
     began = [[950, 500, 60], [950, 400, 60]]
     _, kept = state_of(began)
     for other in ([[950, 500, 60]], [[950, 500, 60], [950, 401, 60]], [*began, [950, 450, 60]]):
-        with pytest.raises(UserError, match="other schedules than when this run began"):
+        with pytest.raises(UserError, match="other schedules than that run had"):
             state_of(other)[0].load_state(kept)
     state_of(began)[0].load_state(kept)
+
+
+def test_what_another_run_saw_is_learned_from_without_a_call(problem, mixed, tmp_path, monkeypatch):
+    four, six = str(tmp_path / "4.json"), str(tmp_path / "6.json")
+
+    def learner(plans=(six, four), **settings):
+        return learner_of(problem, "fork", plans=plans, updates=2, left=1, looks=1, **settings)[0]
+
+    again = learner(rival="mixture")
+    again.look_again(mixed.state())
+    resumed = learner(rival="mixture")
+
+    def called(*_):
+        raise AssertionError("the network was called")
+
+    monkeypatch.setattr(type(problem.denoiser), "__call__", called)
+    again.learn(ROUND * 4, lambda decisions: True)
+    for mine, other in zip(again.deciding.looks, mixed.deciding.looks, strict=True):
+        assert torch.equal(mine.results, other.results)
+    assert torch.equal(again.dealing.mean, mixed.dealing.mean)
+    assert torch.equal(again.cascade.first.deviation, mixed.cascade.first.deviation)
+    assert not torch.equal(again.actor_network[-1].bias, resumed.actor_network[-1].bias), "it learned"
+    resumed.load_state({name: tensor.clone() for name, tensor in again.state().items()})
+    for one in (again, resumed):
+        one.learn(ROUND * 6, lambda decisions: True)
+    monkeypatch.undo()
+    assert torch.equal(resumed.actor_network[-1].weight, again.actor_network[-1].weight)
+    other = mixture_file(tmp_path / "other.json", [[950, 850, 700, 400, 200, 61]], [1.0])
+    for plans, state in (((other, four), mixed.state()), ((six, four), {})):  # {}: another algorithm's
+        with pytest.raises(UserError, match="other schedules than that run had"):
+            learner(plans=plans).look_again(state)
+    with pytest.raises(UserError, match="that chose as often"):
+        learner().look_again(learner().state())  # it has not looked yet
+    with pytest.raises(UserError, match="that chose as often"):
+        learner(stretches=[0.5]).look_again(mixed.state())
 
 
 def gate_of(width=1, counts=3, same=0):
@@ -671,8 +706,10 @@ def test_it_refuses_what_it_cannot_use(problem):
             learner_of(problem, "fork", **settings)
         assert "\n" not in str(caught.value)
     learner, _ = learner_of(problem, "fork")
-    with pytest.raises(UserError, match="leave start_from out"):
+    with pytest.raises(UserError, match="by look_again"):
         learner.start_from(policy_of(problem, learner), 0)
+    with pytest.raises(UserError, match="whose plans were given"):
+        learner.look_again(learner.state())
 
 
 class Scanned:
