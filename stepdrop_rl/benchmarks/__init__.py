@@ -11,6 +11,7 @@ PARTS = Registry(
         "engine": "stepdrop_rl.benchmarks.engine:measure_engine",
         "pipeline": "stepdrop_rl.benchmarks.pipeline:measure_pipeline",
         "training": "stepdrop_rl.benchmarks.training:measure_training",
+        "speed": "stepdrop_rl.benchmarks.speed:measure_speed",
         "policy": "stepdrop_rl.benchmarks.policy:measure_policy",
     },
 )

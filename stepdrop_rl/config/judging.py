@@ -142,11 +142,12 @@ class BenchmarkConfig(CommonConfig):
         parts: What to measure.
         training: YAML file of the training settings to measure (default: train_diffusion's own).
         num_envs: Trajectories in the environment's comparison.
-        batch_size: Images per batch in the engine's comparison.
+        batch_size: Images per batch in the engine's comparison and the one of speed.
         repeats: Interleaved repetitions of each timing.
         training_seeds: Training runs of the policy.
         num_samples: Images per evaluation of the policy.
-        target_nfe: Budget of the policy's comparison.
+        target_nfe: Budget of the policy's comparison, and of the first contender of speed.
+        contenders: Of the part speed: a policy and, each with its own solver, schedule files or others.
     """
 
     model: str | None = None
@@ -158,6 +159,7 @@ class BenchmarkConfig(CommonConfig):
     training_seeds: int = 3
     num_samples: int = 2560
     target_nfe: float = 5.0
+    contenders: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()

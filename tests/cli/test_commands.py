@@ -302,11 +302,12 @@ def test_a_ladder_judges_every_rung_in_a_process_of_its_own(capsys):
 
 
 def test_the_benchmark_measures_its_parts(capsys, own_cache):
-    argv = ["--parts", "[cpu, engine, pipeline, training, environment]", "--repeats", "1", "--num-envs", "4"]
+    argv = ["--parts", "[cpu, engine, pipeline, training, environment, speed]", "--repeats", "1"]
+    argv += ["--num-envs", "4", "--contenders", '["[967.1, 400, 60]", log_snr]']
     argv += ["--batch-size", "8", "--num-samples", "320", "--tracking", "none", "--json", "b.json"]
     assert call("benchmark", *argv) == 0
     parts = json.loads(Path("b.json").read_text())
-    assert list(parts) == ["cpu", "engine", "pipeline", "training", "environment"]
+    assert list(parts) == ["cpu", "engine", "pipeline", "training", "environment", "speed"]
     for rows in parts.values():
         assert all(row["ratio"] > 0 for row in rows)
     assert {row["what"] for row in parts["cpu"]} >= {"float32, 1 thread", "bfloat16, 1 thread"}
@@ -317,5 +318,10 @@ def test_the_benchmark_measures_its_parts(capsys, own_cache):
     assert abs(float(differs[1])) < 1
     assert parts["engine"][-1]["what"].startswith("ppo, 4.9")
     assert parts["engine"][-1]["slots in use"] > 0.9
+    fast, slow = parts["speed"]
+    assert (fast["NFE"], fast["ratio"], slow["NFE"]) == (3, 1, 5)
+    assert fast["fd_digits_judge"] > slow["fd_digits_judge"] + slow["± fd_digits_judge"]
+    assert call("benchmark", "--parts", "[speed]") == 2
+    assert "give it contenders" in capsys.readouterr().err
     assert call("benchmark", "--parts", "[engin]") == 2
     assert "did you mean 'engine'" in capsys.readouterr().err
