@@ -134,9 +134,17 @@ class Deciding:
             begun: (R, D) after the first evaluation, the same at all plans.
             entries: (R, T, D) at every look.
             features: (R, B, F).
+
+        Raises:
+            UserError: Features are beyond half precision.
         """
         inside = torch.stack([self.manifold.membership(f).double().mean() for f in features.unbind(1)])
-        self.looks[plan] = self.looks[plan].and_more(Looks(entries.cpu(), features.half().cpu()))
+        results = features.half().cpu()
+        if not bool(results.isfinite().all()):
+            raise UserError(
+                "looks are kept in half precision, and the reward's features are too large for it"
+            )
+        self.looks[plan] = self.looks[plan].and_more(Looks(entries.cpu(), results))
         count = len(self.looks[plan].entries)
         self.inside[plan] += (inside.cpu() - self.inside[plan]) * (len(features) / count)
         results = self.looks[plan].results[:, [self.plans.home]]

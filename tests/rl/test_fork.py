@@ -338,6 +338,16 @@ def test_what_another_run_saw_is_learned_from_without_a_call(problem, mixed, tmp
         learner(stretches=[0.5]).look_again(mixed.state())
 
 
+def test_features_that_cannot_be_kept_are_refused(problem):
+    learner = learner_of(problem, "fork")[0]
+    deciding = learner.deciding
+    features = torch.full((4, len(learner.plans.more), 16), 7e4)
+    entries = torch.zeros(4, 1, learner.entries)
+    with pytest.raises(UserError, match="too large"):
+        deciding.keep(0, entries[:, 0], entries, features)
+    assert not len(deciding.looks[0].entries)
+
+
 def gate_of(width=1, counts=3, same=0):
     gate = Gate(counts, 5, [*range(-width, width + 1), *[0] * same])
     generator = torch.Generator().manual_seed(1)
