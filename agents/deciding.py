@@ -147,8 +147,8 @@ class Deciding:
         self.looks[plan] = self.looks[plan].and_more(Looks(entries.cpu(), results))
         count = len(self.looks[plan].entries)
         self.inside[plan] += (inside.cpu() - self.inside[plan]) * (len(features) / count)
-        results = self.looks[plan].results[:, [self.plans.home]]
-        self.alone[plan] = distance(drawn_moments(results, torch.ones(count, 1).double()), self.real)
+        plain = self.looks[plan].results[:, [self.plans.home]]
+        self.alone[plan] = distance(drawn_moments(plain, torch.ones(count, 1).double()), self.real)
         self.cascade.usual(plan, self.looks[plan].entries)
         more = count - len(self.begun)
         if more > 0:

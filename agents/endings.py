@@ -58,12 +58,13 @@ class Endings(Plans):
         for row, lam in enumerate(_told_apart([lam.double() for lam in schedules])):
             self.register_buffer(f"schedule{row}", lam)
         self.stretches, self.keep_end = tuple(stretches), keep_end
+        self.register_buffer("branching", torch.tensor([left, looks, keep_end, *stretches]).double())
 
     def require(self, stored: Mapping[str, Tensor]) -> None:
-        """:class:`UserError` where a run had other schedules, those ``stored``."""
+        """:class:`UserError` where a run had other schedules or branches, those ``stored``."""
         own = self.state_dict()
         if own.keys() != stored.keys() or not all(torch.equal(stored[name], own[name]) for name in own):
-            raise UserError("plans hold other schedules than that run had: train anew")
+            raise UserError("plans hold other schedules or branches than that run had: train anew")
 
     def lams(self, row: int, *, stretched: bool = True) -> list[Tensor]:
         """λ of every branch's evaluations, the schedule's own first."""

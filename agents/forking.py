@@ -124,7 +124,7 @@ class ForkLearner(ThroughSampler):
         if not h["first_look"]:
             see_only(self.dealing.actor, range(inputs, inputs + len(plans.counts)))
         self._next_plans: list[int] = []
-        self._looks = True  # or it was given all that it learns from
+        self._draws = True  # images to learn from; or it was given another run's looks
         self._order = torch.randperm(self.core.num_images, generator=self.generator)
         return {"dealing": self.dealing, "cascade": self.cascade, "tree": plans}
 
@@ -191,7 +191,7 @@ class ForkLearner(ThroughSampler):
 
     def _learn_to_decide(self) -> dict[str, float]:
         """All branches of every row, for one plan; then steps at one budget, on all looks so far."""
-        if self._looks:
+        if self._draws:
             self._look(self._next_plan())
         known = self.deciding.known()
         if not known:
@@ -279,7 +279,7 @@ class ForkLearner(ThroughSampler):
             self.deciding.look_again(tensors)
         except (KeyError, ValueError):
             raise UserError("'fork' starts from the looks of a run of 'fork' that chose as often") from None
-        self._looks = False
+        self._draws = False
 
     def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
         """What has been learned so far."""
@@ -299,7 +299,7 @@ class ForkLearner(ThroughSampler):
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs, looks included."""
         kept = super().state() | {"next": torch.tensor(self._next_plans, dtype=torch.int64)}
-        kept |= {"order": self._order, "looking": torch.tensor(self._looks)}
+        kept |= {"order": self._order, "looking": torch.tensor(self._draws)}
         return kept | self.deciding.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
@@ -308,5 +308,5 @@ class ForkLearner(ThroughSampler):
             self.plans.require(under(tensors, "tree."))
         super().load_state(tensors)
         self._next_plans, self._order = tensors["next"].tolist(), tensors["order"]
-        self._looks = bool(tensors.get("looking", True))
+        self._draws = bool(tensors.get("looking", True))
         self.deciding.load_state(tensors)

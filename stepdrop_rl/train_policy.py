@@ -12,7 +12,6 @@ from stepdrop_rl.cli import command
 from stepdrop_rl.config import TrainPolicyConfig
 
 if TYPE_CHECKING:
-    from agents.policy import LearnedPolicy
     from agents.sb3 import Learner
     from stepdrop_rl.environment import World
     from stepdrop_rl.tracking import Run
@@ -80,27 +79,21 @@ def run(config: TrainPolicyConfig) -> None:
 
 
 def _start(learner: Learner, config: TrainPolicyConfig, world: World) -> None:
-    """Let it begin where another run ended."""
+    """Let it begin where another run ended, if that was one of this very problem."""
     from agents.forking import ForkLearner
-    from stepdrop_rl.policy_training import looks_of
-
-    if isinstance(learner, ForkLearner):
-        learner.look_again(looks_of(config))
-    else:
-        learner.start_from(_first_policy(config, world), config.seed)
-
-
-def _first_policy(config: TrainPolicyConfig, world: World) -> LearnedPolicy:
-    """The policy to begin with, if it is one of this very problem."""
     from envs.errors import UserError
     from stepdrop_rl.policies import check_fit, load_policy
+    from stepdrop_rl.policy_training import looks_of
 
     assert config.start_from is not None
     policy = load_policy(Path(config.start_from))
     check_fit(policy, world.model, config.env.solver)
+    if isinstance(learner, ForkLearner):
+        learner.look_again(looks_of(config))
+        return
     if policy.info.times != world.times.tolist():
         raise UserError(f"the policy in {config.start_from} was trained on another grid of decisions")
-    return policy
+    learner.start_from(policy, config.seed)
 
 
 def _judge(config: TrainPolicyConfig, world: World) -> ValidationJudge:

@@ -31,6 +31,7 @@ def measure_speed(config: BenchmarkConfig) -> list[Row]:
             device=config.device,
             seed=config.seed,
             target_nfe=None if met or given(name) is not None else config.target_nfe,
+            num_samples=config.num_samples,
             batch_size=config.batch_size,
         )
         met.append(make_arena(choice, blocks=choice.blocks))

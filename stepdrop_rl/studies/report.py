@@ -22,6 +22,9 @@ def compose(study: Study) -> list[Block]:
     """All parts of the report."""
     config = study.config
     blocks = [Block(text=_opening(study))]
+    if study.left:
+        text = f"Not judged yet, and beaten by nobody here: {'; '.join(study.left)}."
+        blocks.append(Block(text=text))
     for solver in config.solvers:
         if not study.ends_are_sound(solver):
             blocks.append(

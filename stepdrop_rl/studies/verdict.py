@@ -58,6 +58,11 @@ class Entry:
         """Of a number that a result has once."""
         return sum(float(result[key]) for result in self.results) / len(self.results)
 
+    @property
+    def is_one_schedule(self) -> bool:
+        """Whether every image got the same: at each time all are evaluated, or none."""
+        return len(self.results) == 1 and set(self.results[0]["rates"]) <= {0.0, 1.0}
+
 
 def interval(values: Sequence[Sequence[float]]) -> Estimate:
     """Mean of (seeds × blocks) values and the wider of the two half widths."""
@@ -123,6 +128,7 @@ class Study:
         entries: Every contender that could spend its budget.
         unreachable: "who at what with which solver: why", of the others.
         pictures: Who at what with which solver, to a picture of what it gave to whom.
+        left: Jobs that are not done yet.
     """
 
     config: StudyConfig
@@ -131,6 +137,7 @@ class Study:
     entries: Sequence[Entry]
     unreachable: Sequence[str]
     pictures: Mapping[str, Path] = field(default_factory=dict)
+    left: Sequence[str] = ()
 
     @property
     def distance(self) -> str:
@@ -149,12 +156,17 @@ class Study:
         """Whether a contender is a learned policy that may look at the sample."""
         return name in self.config.policies and name not in self.config.blind
 
-    def is_fixed(self, name: str) -> bool:
-        """Whether it is a rival in claim A: all that is not learned, and fixed schedules of policies."""
-        owner, _, control = name.partition(", ")
+    def is_fixed(self, entry: Entry) -> bool:
+        """Whether it is a rival in claim A: all that is not learned, and fixed schedules of policies.
+
+        A mixture of a single schedule is one, too.
+        """
+        owner, _, control = entry.name.partition(", ")
         if control:
             return owner in self.config.policies and control in _FIXED
-        return name != FULL and name not in self.config.policies and name not in self.config.blind
+        if entry.name in self.config.blind:
+            return entry.is_one_schedule
+        return entry.name != FULL and entry.name not in self.config.policies
 
     def best(self, entries: Iterable[Entry]) -> Entry | None:
         """The one of least distance."""
@@ -180,7 +192,7 @@ class Study:
             if not self.looks(entry.name):
                 continue
             here = self.at(entry.solver, entry.nfe)
-            fixed = [e for e in here if self.is_fixed(e.name)]
+            fixed = [e for e in here if self.is_fixed(e)]
             a = self.claim(entry, fixed)
             blind = [e for e in here if e.name in self.config.blind or e.name == f"{entry.name}, dealt"]
             b = self.claim(entry, fixed + blind)
@@ -194,7 +206,7 @@ class Study:
         if full is None:
             return True
         judge = self.judges[0]
-        few = [e for e in self.entries if e.solver == solver and self.is_fixed(e.name) and e.nfe <= 10]
+        few = [e for e in self.entries if e.solver == solver and self.is_fixed(e) and e.nfe <= 10]
         gaps = (difference(e, full, judge, self.distance) for e in few)
         return all(gap.mean + gap.half_width >= 0 for gap in gaps)
 

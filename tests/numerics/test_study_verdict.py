@@ -1,15 +1,17 @@
 """What a study concludes: intervals by hand, pairing, and when a claim stands."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from stepdrop_rl.config import StudyConfig
 from stepdrop_rl.metrics.blocks import t_quantile
+from stepdrop_rl.studies.report import compose
 from stepdrop_rl.studies.verdict import Entry, Study, difference, gather_entries, interval
 
 
-def result(name, nfe, fd, kid=(0.1, 0.1), precision=(0.8, 0.8), seed=0, control=None):
+def result(name, nfe, fd, kid=(0.1, 0.1), precision=(0.8, 0.8), seed=0, control=None, rates=(1, 0)):
     judged = {"fd_j": list(fd), "kid": list(kid), "precision": list(precision)}
     return {
         "name": name,
@@ -17,6 +19,7 @@ def result(name, nfe, fd, kid=(0.1, 0.1), precision=(0.8, 0.8), seed=0, control=
         "nfe": nfe,
         "seed": seed,
         "control": control,
+        "rates": list(rates),
         "judges": {"j": judged},
     }
 
@@ -110,12 +113,27 @@ def test_the_fixed_schedules_that_a_policy_holds_are_rivals_too():
 def test_mixtures_rival_in_claim_b_alone_and_the_full_trajectory_in_none():
     found = study(
         result("ppo", 5, (4.0, 5.0)),
-        result("mixture", 5, (3.0, 4.0)),
+        result("mixture", 5, (3.0, 4.0), rates=(1, 0.5)),
         result("uniform", 5, (6.0, 7.0)),
         result("full", 5, (1.0, 1.0)),
     )
     (a,), (b,) = found.claims()
     assert (a.rival.name, b.rival.name) == ("uniform", "mixture")
+
+
+def test_a_mixture_of_one_schedule_is_a_fixed_schedule():
+    found = study(
+        result("ppo", 5, (4.0, 5.0)), result("mixture", 5, (3.0, 4.0)), result("uniform", 5, (6, 7))
+    )
+    (a,), (b,) = found.claims()
+    assert a.rival.name == b.rival.name == "mixture"
+
+
+def test_the_report_tells_who_was_not_judged():
+    nobody = study()
+    told = [block.text for block in compose(replace(nobody, left=["gits at 5, ddim", "xue at 5, ddim"]))]
+    assert "Not judged yet, and beaten by nobody here: gits at 5, ddim; xue at 5, ddim." in told
+    assert not any("Not judged yet" in str(block.text) for block in compose(nobody))
 
 
 def test_a_full_trajectory_that_few_evaluations_beat_is_noticed():

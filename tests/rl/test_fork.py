@@ -298,7 +298,7 @@ def test_a_run_does_not_go_on_with_other_schedules_than_it_began_with(problem, t
     began = [[950, 500, 60], [950, 400, 60]]
     _, kept = state_of(began)
     for other in ([[950, 500, 60]], [[950, 500, 60], [950, 401, 60]], [*began, [950, 450, 60]]):
-        with pytest.raises(UserError, match="other schedules than that run had"):
+        with pytest.raises(UserError, match="other schedules or branches than that run had"):
             state_of(other)[0].load_state(kept)
     state_of(began)[0].load_state(kept)
 
@@ -307,7 +307,8 @@ def test_what_another_run_saw_is_learned_from_without_a_call(problem, mixed, tmp
     four, six = str(tmp_path / "4.json"), str(tmp_path / "6.json")
 
     def learner(plans=(six, four), **settings):
-        return learner_of(problem, "fork", plans=plans, updates=2, left=1, looks=1, **settings)[0]
+        settings = {"updates": 2, "left": 1, "looks": 1, **settings}
+        return learner_of(problem, "fork", plans=plans, **settings)[0]
 
     again = learner(rival="mixture")
     again.look_again(mixed.state())
@@ -330,12 +331,13 @@ def test_what_another_run_saw_is_learned_from_without_a_call(problem, mixed, tmp
     assert torch.equal(resumed.actor_network[-1].weight, again.actor_network[-1].weight)
     other = mixture_file(tmp_path / "other.json", [[950, 850, 700, 400, 200, 61]], [1.0])
     for plans, state in (((other, four), mixed.state()), ((six, four), {})):  # {}: another algorithm's
-        with pytest.raises(UserError, match="other schedules than that run had"):
+        with pytest.raises(UserError, match="other schedules or branches than that run had"):
             learner(plans=plans).look_again(state)
     with pytest.raises(UserError, match="that chose as often"):
         learner().look_again(learner().state())  # it has not looked yet
-    with pytest.raises(UserError, match="that chose as often"):
-        learner(stretches=[0.5]).look_again(mixed.state())
+    for branches in ({"stretches": (-0.25, 0.5)}, {"stretches": [0.5]}, {"left": 2}):
+        with pytest.raises(UserError, match="other schedules or branches than that run had"):
+            learner(**branches).look_again(mixed.state())
 
 
 def test_features_that_cannot_be_kept_are_refused(problem):
