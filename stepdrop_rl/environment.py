@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from envs.dual import MovingPrice
 from envs.errors import UserError
@@ -25,7 +25,8 @@ from stepdrop_rl.data import load as load_data
 from stepdrop_rl.data import to_float
 from stepdrop_rl.device import resolve_device
 from stepdrop_rl.features import check_features, fit_projection
-from stepdrop_rl.metrics.extractor import load_extractor
+from stepdrop_rl.metrics.base import RewardExtractor
+from stepdrop_rl.metrics.reference import load_reward
 from stepdrop_rl.models.unet import Model, load_model
 from stepdrop_rl.process import DiffusionProcess
 from stepdrop_rl.solvers import make_solver
@@ -117,11 +118,12 @@ def make_world(config: EnvConfig, *, model: Model, data: DataConfig | None = Non
     return World(model, config, times, bank, ground, projection)
 
 
-def _shown(config: EnvConfig, model: Model, data: DataConfig | None) -> tuple[nn.Module, Tensor] | None:
+def _shown(config: EnvConfig, model: Model, data: DataConfig | None) -> tuple[RewardExtractor, Tensor] | None:
     """The rewards' extractor and real images; None where no reward looks at them."""
     if not any(REWARDS.load(name).needs_features for name in config.reward):
         return None
-    return load_extractor("reward", model.info.dataset), real_images(data_of(model, data), NUM_REAL)
+    source, device = data_of(model, data), model.denoiser.schedule.device
+    return load_reward(config.extractor, source, device), real_images(source, NUM_REAL)
 
 
 def real_images(data: DataConfig, count: int) -> Tensor:
@@ -132,14 +134,13 @@ def real_images(data: DataConfig, count: int) -> Tensor:
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]]
 
 
-def _ground(config: EnvConfig, bank: TeacherBank, shown: tuple[nn.Module, Tensor] | None) -> Ground:
+def _ground(config: EnvConfig, bank: TeacherBank, shown: tuple[RewardExtractor, Tensor] | None) -> Ground:
     """What the rewards stand on."""
     device = bank.teacher.device
     features: Callable[[Tensor], Tensor] = _nothing
     real = teacher_features = torch.empty(0, 0, device=device)
     if shown is not None:
-        extractor, images = shown
-        features = extractor.to(device).eval().requires_grad_(False)
+        features, images = shown
         with torch.no_grad():
             real = _in_batches(features, to_float(images).to(device))
             teacher_features = _in_batches(features, bank.teacher)

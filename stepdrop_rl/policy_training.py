@@ -87,6 +87,7 @@ class Session:
                 "decisions": self.decisions,
                 "seconds": round(self.seconds, 1),
                 "reward": config.env.reward,
+                "extractor": config.env.extractor,
                 "hyperparameters": self.learner.hyperparameters,
                 "validation": self.history,
             },

@@ -41,7 +41,7 @@ def run(config: SearchConfig) -> None:
         Path(config.output) if config.output else run_folder(model.info.dataset, "schedules") / f"{name}.json"
     )
     require_writable(path.parent)  # said now, not after the search
-    ground = ModelGround(model, solver, config.data, clip=config.clip)
+    ground = ModelGround(model, solver, config.data, clip=config.clip, extractor=config.extractor)
     with start_run(
         f"search-{name}", mode=config.tracking, config=asdict(config), tags={"command": "search"}
     ) as tracker:
@@ -54,6 +54,7 @@ def run(config: SearchConfig) -> None:
             "method": config.method,
             "model_hash": model.hash,
             "clip": config.clip,
+            "extractor": config.extractor,
             "objective": found.objective,
             "evaluations": ground.evaluations,
             "seed": config.seed,

@@ -6,6 +6,7 @@ Shapes: B images (B, C, H, W); K times of a schedule; G points of a fine grid.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,12 +14,12 @@ from torch import Tensor
 from agents.base import TimeScale
 from agents.search.base import Trajectory
 from envs.philox import Role, Stream, normal
-from stepdrop_rl.config import DataConfig
+from stepdrop_rl.config import DataConfig, RewardName
 from stepdrop_rl.data import to_float
 from stepdrop_rl.environment import data_of, real_images
 from stepdrop_rl.estimates import Clip, estimate
 from stepdrop_rl.fixed_pass import FixedPass
-from stepdrop_rl.metrics import Extractor, gather, load_extractor, load_reference
+from stepdrop_rl.metrics import RewardExtractor, gather, load_reference, load_reward
 from stepdrop_rl.metrics.distances import frechet_distance
 from stepdrop_rl.models.unet import Model
 from stepdrop_rl.solvers.base import Solver, data_jump
@@ -35,10 +36,17 @@ class ModelGround:
         solver: Whose schedules are sought.
         data: Where the images are that the model learned from.
         clip: How clean estimates are kept in range.
+        extractor: What features are of.
     """
 
     def __init__(
-        self, model: Model, solver: Solver, data: DataConfig | None = None, *, clip: Clip = "static"
+        self,
+        model: Model,
+        solver: Solver,
+        data: DataConfig | None = None,
+        *,
+        clip: Clip = "static",
+        extractor: RewardName = "reward",
     ) -> None:
         self.model = model
         self.solver = solver
@@ -47,7 +55,7 @@ class ModelGround:
         self._schedule = model.denoiser.schedule
         self.t_start, self.t_end = model.info.t_start, model.info.t_end
         self._data = data_of(model, data)
-        self._extractor: Extractor | None = None
+        self._name = extractor
         self._evaluations = 0
 
     @property
@@ -112,12 +120,10 @@ class ModelGround:
             results.append(clean)
         return torch.cat(results)
 
-    @property
-    def extractor(self) -> Extractor:
+    @cached_property
+    def extractor(self) -> RewardExtractor:
         """The reward's."""
-        if self._extractor is None:
-            self._extractor = load_extractor("reward", self.model.info.dataset).to(self.device)
-        return self._extractor
+        return load_reward(self._name, self._data, self.device)
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of the reward's extractor."""
@@ -131,12 +137,12 @@ class ModelGround:
 
     def real(self) -> tuple[Tensor, Tensor]:
         """Mean and covariance of the real images in the reward's features."""
-        statistics = load_reference(self._data, "reward", self.device)[1].statistics
+        statistics = load_reference(self._data, self._name, self.device)[1].statistics
         return torch.from_numpy(statistics["mu"]), torch.from_numpy(statistics["sigma"])
 
     @torch.no_grad()
     def distance(self, times: Tensor, num_images: int) -> float:
         """Fréchet distance of the schedule's results in the reward's features."""
-        _, reference = load_reference(self._data, "reward", self.device)
+        _, reference = load_reference(self._data, self._name, self.device)
         images = self.draw(times, range(num_images))
         return frechet_distance(gather(images, self.extractor)[0], reference.statistics)

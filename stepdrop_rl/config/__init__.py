@@ -4,7 +4,15 @@ A YAML file given by ``--config`` holds common settings at its top and one secti
 options on the command line win over it. Checks that need no library are made here.
 """
 
-from stepdrop_rl.config.common import MAX_SEED, CommonConfig, DataConfig, Precision, Prediction, Tracking
+from stepdrop_rl.config.common import (
+    MAX_SEED,
+    CommonConfig,
+    DataConfig,
+    Precision,
+    Prediction,
+    RewardName,
+    Tracking,
+)
 from stepdrop_rl.config.diffusion import (
     LossConfig,
     ScheduleConfig,
@@ -41,6 +49,7 @@ __all__ = [
     "Precision",
     "Prediction",
     "ReferenceConfig",
+    "RewardName",
     "SampleConfig",
     "SamplerTableConfig",
     "ScheduleConfig",

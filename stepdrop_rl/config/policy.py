@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from stepdrop_rl.config.common import CommonConfig, Precision, require, require_minutes
+from stepdrop_rl.config.common import CommonConfig, Precision, RewardName, require, require_minutes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,8 @@ class EnvConfig:
             (without it, at the middle of the range) and moves until the target is met.
         price_step: By how much its logarithm moves per round, per relative miss of the target.
         reward: Quality scores and their weights.
+        extractor: What quality scores look through: our own network, or that joined with components of
+            EfficientNet-Lite2, which knows large images (real images; extra 'judge').
         price_bins: Ranges of log price, each of which compares with what was generated in it alone.
         num_features: Numbers that the observation shows of the network's pooled features (0: none).
         features: Which: of its middle block, of its decoder (the last block upwards), or both.
@@ -40,6 +42,7 @@ class EnvConfig:
     target_nfe: float | None = None
     price_step: float = 0.2
     reward: dict[str, float] = field(default_factory=lambda: {"feature": 4.0, "neighbour": 1.0})
+    extractor: RewardName = "reward"
     price_bins: int = 6
     num_features: int = 0
     features: Literal["middle", "decoder", "both"] = "middle"
@@ -210,6 +213,7 @@ class SearchConfig(CommonConfig):
         solver: A solver, with its settings if it has any: ddim:eta=0.5 (gits and oss write it into the file,
             but search with order-1 jumps).
         clip: How clean estimates are kept within [−1, 1]: static, dynamic (Imagen's thresholding) or none.
+        extractor: What searches look at images through: as env.extractor of train_policy.
         precision: Of the network; auto is bfloat16 on CUDA, and for large networks on CPUs that have it.
         output: Schedule file (default runs/DATA/schedules/METHOD-SOLVER-NFE.json).
     """
@@ -219,6 +223,7 @@ class SearchConfig(CommonConfig):
     nfe: int = 5
     solver: str = "multistep"
     clip: Literal["static", "dynamic", "none"] = "static"
+    extractor: RewardName = "reward"
     precision: Precision = "auto"
     output: str | None = None
 

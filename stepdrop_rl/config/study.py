@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stepdrop_rl.config.common import CommonConfig, Precision, require, require_minutes
+from stepdrop_rl.config.common import CommonConfig, Precision, RewardName, require, require_minutes
 
 _PLAIN = ("mode", "mean_schedule", "habit", "dealt", "coins", "shuffled")
 _SHOWN = ("noise", "change", "clipping", "features")  # agents.controls.SHOWN
@@ -38,6 +38,7 @@ class StudyConfig(CommonConfig):
             shuffled_noise, shuffled_change, shuffled_clipping and shuffled_features tell what it looks at.
             Blind ones have nothing to shuffle.
         blind: Policies that never look at the sample: the rivals of those that do.
+        extractor: What searches and rewards look at images through: as env.extractor of train_policy.
         judges: Extractors that no reward used, the first one decides (default: the data set's, and our own
             judge, or where that is the data set's, validation).
         num_samples: Images of each contender at each budget.
@@ -64,6 +65,7 @@ class StudyConfig(CommonConfig):
     )
     controls: list[str] = field(default_factory=lambda: list(_PLAIN))
     blind: list[str] = field(default_factory=lambda: ["mixture"])
+    extractor: RewardName = "reward"
     judges: list[str] = field(default_factory=list)
     num_samples: int = 10_240
     blocks: int = 5

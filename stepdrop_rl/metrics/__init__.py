@@ -1,6 +1,14 @@
 """Metrics that say what they are: extractors, distances, blocks, cost."""
 
-from stepdrop_rl.metrics.base import METRICS, FeatureExtractor, Metric, Reference, distance_name, measure
+from stepdrop_rl.metrics.base import (
+    METRICS,
+    FeatureExtractor,
+    Metric,
+    Reference,
+    RewardExtractor,
+    distance_name,
+    measure,
+)
 from stepdrop_rl.metrics.blocks import BlockMean, Difference, block_mean, over_blocks, paired_difference
 from stepdrop_rl.metrics.extractor import ROLES, Extractor, load_extractor
 from stepdrop_rl.metrics.reference import (
@@ -8,6 +16,7 @@ from stepdrop_rl.metrics.reference import (
     find_extractor,
     gather,
     load_reference,
+    load_reward,
     make_reference,
     quality,
 )
@@ -21,6 +30,7 @@ __all__ = [
     "FeatureExtractor",
     "Metric",
     "Reference",
+    "RewardExtractor",
     "block_mean",
     "default_judge",
     "distance_name",
@@ -28,6 +38,7 @@ __all__ = [
     "gather",
     "load_extractor",
     "load_reference",
+    "load_reward",
     "make_reference",
     "measure",
     "over_blocks",

@@ -42,6 +42,13 @@ class FeatureExtractor(Protocol):
         """Activations (B, C_i, H_i, W_i) of several depths: where things are, not only that they are."""
 
 
+class RewardExtractor(FeatureExtractor, Protocol):
+    """One that rewards and searches look through."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Features alone, (B, D); differentiable."""
+
+
 INCEPTION = "inception"
 
 
@@ -75,7 +82,8 @@ class Reference:
 EXTRACTORS = Registry(
     "extractor",
     {
-        "efficientnet_lite0": "stepdrop_rl.metrics.efficientnet:load",
+        "efficientnet_lite0": "stepdrop_rl.metrics.efficientnet:load_lite0",
+        "efficientnet_lite2": "stepdrop_rl.metrics.efficientnet:load_lite2",
         INCEPTION: "stepdrop_rl.metrics.inception:load",
     },
 )

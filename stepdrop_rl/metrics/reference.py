@@ -9,20 +9,23 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from envs.errors import UserError
+from envs.registry import unknown_name
 from stepdrop_rl.caches import cache_folder
-from stepdrop_rl.config import DataConfig
+from stepdrop_rl.config import DataConfig, RewardName
 from stepdrop_rl.data import as_files, load, to_float
-from stepdrop_rl.metrics.base import EXTRACTORS, FeatureExtractor, Reference, measure
+from stepdrop_rl.metrics.base import EXTRACTORS, FeatureExtractor, Reference, RewardExtractor, measure
 from stepdrop_rl.metrics.checkpoints import load_file
 from stepdrop_rl.metrics.cifar_resnet import CifarResNet
 from stepdrop_rl.metrics.distances import statistics
-from stepdrop_rl.metrics.extractor import PRETRAINED, ROLES, load_extractor
+from stepdrop_rl.metrics.extractor import PRETRAINED, ROLES, Extractor, load_extractor
+from stepdrop_rl.metrics.joined import NAME as JOINED
+from stepdrop_rl.metrics.joined import Joined
 from stepdrop_rl.weights import PathLike, content_hash, load_tensors, load_weights, save_tensors, save_weights
 
 BATCH_SIZE = 256
@@ -30,6 +33,7 @@ DISK_CACHE_FROM = 10_000  # images; the features of fewer are made in a moment
 OUR_JUDGES = ("digits", "mnist")  # handwriting says little to a network that knows photographs
 REFERENCE_FEATURES = 4096  # of real images, for KID, precision and recall; statistics are of all
 STANDARDISING = 10_000  # training images that give the features of a foreign classifier their units
+JOINED_IMAGES = 4096  # training images that principal components are found on
 _VERSION = 2  # of what is stored; a change of the meaning of features changes it
 
 _references: dict[str, Reference] = {}
@@ -167,13 +171,37 @@ def default_judge(dataset: str) -> str:
 
 
 def find_extractor(name_or_folder: PathLike, dataset: str) -> FeatureExtractor:
-    """Return an extractor by role, name, folder or file; :class:`UserError` where there is none."""
+    """Return an extractor by role, name, folder or file; :class:`UserError` where there is none.
+
+    Two of them want images before they look: see :func:`load_fitted`.
+    """
+    if name_or_folder == JOINED:
+        return Joined(load_extractor("reward", dataset))
     if name_or_folder in EXTRACTORS:
         make: Callable[[], FeatureExtractor] = EXTRACTORS.load(str(name_or_folder))
         return make()
     if Path(name_or_folder).is_file():
         return load_file(Path(name_or_folder))
     return load_extractor(name_or_folder, dataset)
+
+
+def load_fitted(extractor: PathLike, data: DataConfig, device: torch.device | str) -> FeatureExtractor:
+    """Return an extractor on ``device``; what it wants to know of real images it has seen."""
+    found = find_extractor(extractor, data.name).to(device)
+    if isinstance(found, CifarResNet):  # came without the deviations of its features
+        found.standardise(to_float(load(data, "train").images[:STANDARDISING]).to(device))
+    elif isinstance(found, Joined):
+        found.fit(to_float(load(data, "train").images[:JOINED_IMAGES]))
+    return found
+
+
+def load_reward(extractor: RewardName, data: DataConfig, device: torch.device | str) -> RewardExtractor:
+    """Return what rewards and searches look through, on ``device``; :class:`UserError` for any other."""
+    if extractor not in get_args(RewardName):
+        raise unknown_name("extractor of rewards", extractor, get_args(RewardName))
+    found = load_fitted(extractor, data, device)
+    assert isinstance(found, (Extractor, Joined))
+    return found
 
 
 def load_reference(
@@ -186,10 +214,9 @@ def load_reference(
     A role of ours compares with the images of its split, everyone else with the split ``judge``, which no
     diffusion model and no reward has seen.
     """
-    found = find_extractor(extractor, data.name).to(device)
-    if isinstance(found, CifarResNet):  # came without the deviations of its features
-        found.standardise(to_float(load(data, "train").images[:STANDARDISING]).to(device))
-    split = ROLES[str(extractor)].split if extractor in ROLES else "judge"
+    found = load_fitted(extractor, data, device)
+    role = "reward" if extractor == JOINED else str(extractor)
+    split = ROLES[role].split if role in ROLES else "judge"
     shipped = read_reference(PRETRAINED / data.name / "references", found, data.size)
     if shipped is not None:
         return found, shipped

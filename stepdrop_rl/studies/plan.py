@@ -85,6 +85,7 @@ def training_of(config: StudyConfig, job: Job, root: Path) -> TrainPolicyConfig:
         "data.name": config.data.name,
         "algo": entry.get("algo", job.name),
         "env.solver": job.solver,
+        "env.extractor": config.extractor,
         "seed": job.seed,
         "device": config.device,
         "tracking": config.tracking,

