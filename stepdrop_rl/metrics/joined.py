@@ -4,8 +4,8 @@ Networks that learned from small images agree with one another about where sched
 should be spaced, and a network that knows large ones contradicts them all: a reward that sees small images
 alone is led astray by what they share (docs/looking.md). So here are our reward's features f, and the first
 principal components g of EfficientNet-Lite2's on real images, scaled to the same total variance: distances
-weigh both alike. Lite2 sees images at fewer pixels than Lite0, the judge, its smaller sister: no more than a
-judge's sister may it be, so our own judge has a say as well.
+weigh both alike. Lite2 is a bigger sister of Lite0, the judge, and sees as many pixels; at fewer it orders
+schedules as neither of them does. So a judge that is no relation should have a say as well: our own.
 
 Shapes: B images (B, C, H, W) in [-1, 1]; F = features of ours + components.
 """
@@ -21,7 +21,6 @@ from stepdrop_rl.metrics.extractor import Extractor
 from stepdrop_rl.weights import content_hash, load_tensors, save_tensors
 
 NAME = "joined"
-SIDE = 64  # pixels that Lite2 sees
 COMPONENTS = 128
 _BATCH = 256
 
@@ -40,7 +39,7 @@ class Joined:
 
     def __init__(self, own: Extractor) -> None:
         self.own = own
-        self.large = EfficientNetLite(2, SIDE)
+        self.large = EfficientNetLite(2)
         self.mean = torch.zeros(0)  # (1280,) of Lite2's features
         self.components = torch.zeros(0)  # (1280, K), scaled
 

@@ -1,6 +1,7 @@
 """What rewards may see of a network that knows large images: components, in the units of our own."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ import torch
 from sklearn.decomposition import PCA
 
 from envs.errors import UserError
+from stepdrop_rl import environment
 from stepdrop_rl.config import DataConfig, EnvConfig
 from stepdrop_rl.data import load, to_float
 from stepdrop_rl.environment import make_world
-from stepdrop_rl.metrics import load_extractor, load_reference, load_reward
+from stepdrop_rl.metrics import load_extractor, load_reward, reference
 from stepdrop_rl.metrics.efficientnet import EfficientNetLite
 from stepdrop_rl.metrics.joined import COMPONENTS, Joined, principal
 from stepdrop_rl.models.unet import load_model
@@ -27,15 +29,19 @@ def test_components_are_those_of_principal_component_analysis_scaled_to_a_varian
     np.testing.assert_allclose(np.abs(ours), np.abs(theirs), rtol=1e-4, atol=1e-4)
 
 
+FEW = 300
+
+
 @pytest.fixture(scope="module")
 def images():
-    return to_float(load(DataConfig(), "train").images)
+    return to_float(load(DataConfig(), "train").images[:FEW])
 
 
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEPDROP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(reference, "JOINED_IMAGES", FEW)
         yield load_reward("joined", DataConfig(), "cpu")
 
 
@@ -91,19 +97,22 @@ def test_components_are_found_once_for_these_images(joined, monkeypatch):
         other.fit(to_float(load(DataConfig(), "judge").images))
 
 
-def test_its_reference_is_of_the_images_that_the_model_learned_from(joined, features):
-    found, reference = load_reference(DataConfig(), "joined")
+def test_its_reference_is_of_the_images_that_the_model_learned_from(joined, features, monkeypatch):
+    shown = load(DataConfig(), "train")
+    splits = {"train": replace(shown, images=shown.images[:FEW], labels=shown.labels[:FEW])}
+    monkeypatch.setattr(reference, "load", lambda source, split: splits[split])
+    found, real = reference.load_reference(DataConfig(), "joined")
     assert found.content_hash == joined.content_hash
-    assert reference.num_images == len(features)
-    mean, sigma = features.double().mean(0).numpy(), np.cov(features.double().numpy().T)
-    np.testing.assert_allclose(reference.statistics["mu"], mean, atol=1e-3)
-    np.testing.assert_allclose(reference.statistics["sigma"], sigma, atol=1e-2)
+    assert real.num_images == FEW
+    torch.testing.assert_close(real.features, features, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(real.statistics["sigma"], np.cov(features.double().numpy().T), atol=1e-2)
 
 
-def test_rewards_look_through_it_and_through_no_judge(joined, images, features):
+def test_rewards_look_through_it_and_through_no_judge(joined, images, features, monkeypatch):
     settings = EnvConfig(extractor="joined", bank_size=32, teacher_steps=4)
+    monkeypatch.setattr(environment, "NUM_REAL", 64)
     ground = make_world(settings, model=load_model("digits")).ground
-    assert ground.real.shape == features.shape
+    assert ground.real.shape == (64, features.shape[1])
     assert ground.teacher_features.shape == (32, features.shape[1])
     with torch.no_grad():
         torch.testing.assert_close(ground.features(images[:5]), features[:5], rtol=1e-4, atol=1e-4)
