@@ -152,7 +152,7 @@ def _study(config: StudyConfig, shop: Workshop, todo: Sequence[Job]) -> Study:
     own = [job for job in done if job.name in config.policies and job.control is None and job.seed == 0]
     paths = ((job, job.path(shop.root).with_suffix(".png")) for job in own)
     pictures = {f"{job.name} at {job.nfe:g}, {job.solver}": path for job, path in paths if path.is_file()}
-    left = [job.label for job in todo if job.kind == "judge" and job not in done]
+    left = [job.label.removeprefix("judge ") for job in todo if job.kind == "judge" and job not in done]
     return Study(config, shop.judges, shop.distances, entries, unreachable, pictures, left)
 
 
