@@ -20,7 +20,7 @@ from stepdrop_rl.environment import data_of, real_images
 from stepdrop_rl.estimates import Clip, estimate
 from stepdrop_rl.fixed_pass import FixedPass
 from stepdrop_rl.metrics import RewardExtractor, gather, load_reference, load_reward
-from stepdrop_rl.metrics.distances import frechet_distance
+from stepdrop_rl.metrics.distances import Statistics, frechet_distance
 from stepdrop_rl.models.unet import Model
 from stepdrop_rl.solvers.base import Solver, data_jump
 from stepdrop_rl.teacher import BANK_SEED
@@ -137,12 +137,15 @@ class ModelGround:
 
     def real(self) -> tuple[Tensor, Tensor]:
         """Mean and covariance of the real images in the reward's features."""
-        statistics = load_reference(self._data, self._name, self.device)[1].statistics
-        return torch.from_numpy(statistics["mu"]), torch.from_numpy(statistics["sigma"])
+        return torch.from_numpy(self._statistics["mu"]), torch.from_numpy(self._statistics["sigma"])
+
+    @cached_property
+    def _statistics(self) -> Statistics:
+        """Of all images that the model learned from; searches ask for them at every candidate."""
+        return load_reference(self._data, self._name, self.device)[1].statistics
 
     @torch.no_grad()
     def distance(self, times: Tensor, num_images: int) -> float:
         """Fréchet distance of the schedule's results in the reward's features."""
-        _, reference = load_reference(self._data, self._name, self.device)
         images = self.draw(times, range(num_images))
-        return frechet_distance(gather(images, self.extractor)[0], reference.statistics)
+        return frechet_distance(gather(images, self.extractor)[0], self._statistics)

@@ -12,9 +12,12 @@ Shapes: B images (B, C, H, W) in [-1, 1]; F = features of ours + components.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
+from envs.errors import UserError
 from stepdrop_rl.caches import cache_folder
 from stepdrop_rl.metrics.efficientnet import EfficientNetLite
 from stepdrop_rl.metrics.extractor import Extractor
@@ -83,13 +86,14 @@ class Joined:
         seen = content_hash({"images": images})
         parts = (self.own.content_hash, self.large.content_hash, str(COMPONENTS), seen)
         kept = cache_folder("extractors") / f"{NAME}-{'-'.join(parts)}.safetensors"
-        if kept.is_file():
+        try:
             found = load_tensors(kept)
-        else:
+        except UserError:  # missing or damaged: it is only a cache
             own = torch.cat([self.own(part) for part in images.to(self.device).split(_BATCH)])
             large = torch.cat([self.large.features(part) for part in images.to(self.device).split(_BATCH)])
             found = principal(large, float(own.double().var(0).sum()))
-            save_tensors(kept, found)
+            with suppress(UserError):  # nowhere to write: found again next time
+                save_tensors(kept, found)
         self.mean, self.components = found["mean"].to(self.device), found["components"].to(self.device)
 
 

@@ -126,33 +126,29 @@ def test_more_evaluations_than_points_are_said_before_any_work(capsys, monkeypat
     assert f"nfe must be at most {most}" in capsys.readouterr().err
 
 
-def test_searches_clip_as_they_are_told(monkeypatch):
-    monkeypatch.setattr(gits, "GRID", 12)
-    monkeypatch.setattr(gits, "NUM_IMAGES", 16)
-    argv = ["--method", "gits", "--nfe", 3, "--solver", "ddim", "--tracking", "none"]
-    times = {}
-    for clip in ("static", "none"):
-        assert call("search", *argv, "--clip", clip, "--output", f"{clip}.json") == 0
-        found = read_json(f"{clip}.json")
-        assert found["clip"] == clip
-        times[clip] = found["objective"]
-    assert times["static"] != times["none"]
-
-
-def test_searches_look_through_what_they_are_told(monkeypatch, capsys):
-    for name in ("NUM_TRAINING", "NUM_REAL"):
-        monkeypatch.setattr(energy, name, 64)
-    monkeypatch.setattr(energy, "STEPS", 3)
-    argv = ["--method", "energy", "--nfe", 3, "--tracking", "none"]
-    times = {}
-    for extractor in ("reward", "joined"):
-        assert call("search", *argv, "--extractor", extractor, "--output", f"{extractor}.json") == 0
-        found = read_json(f"{extractor}.json")
-        assert found["extractor"] == extractor
-        times[extractor] = found["times"]
-    assert times["reward"] != times["joined"]
-    assert call("search", *argv, "--extractor", "joind") == 2
-    assert "joined" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("method", "setting", "values"),
+    [("gits", "clip", ("static", "none")), ("energy", "extractor", ("reward", "joined"))],
+)
+def test_searches_clip_and_look_as_they_are_told(monkeypatch, capsys, method, setting, values):
+    for module, name, small in (
+        (gits, "GRID", 12),
+        (gits, "NUM_IMAGES", 16),
+        (energy, "NUM_TRAINING", 64),
+        (energy, "NUM_REAL", 64),
+        (energy, "STEPS", 3),
+    ):
+        monkeypatch.setattr(module, name, small)
+    argv = ["--method", method, "--nfe", 3, "--solver", "ddim", "--tracking", "none"]
+    objectives = set()
+    for value in values:
+        assert call("search", *argv, f"--{setting}", value, "--output", f"{value}.json") == 0
+        found = read_json(f"{value}.json")
+        assert found[setting] == value
+        objectives.add(found["objective"])
+    assert len(objectives) == len(values)
+    assert call("search", *argv, f"--{setting}", "wrong") == 2
+    assert values[0] in capsys.readouterr().err
 
 
 def test_times_that_the_network_is_told_are_checked(capsys):

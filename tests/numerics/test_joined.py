@@ -1,7 +1,9 @@
 """What rewards may see of a network that knows large images: components, in the units of our own."""
 
+import os
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,6 +94,12 @@ def test_components_are_found_once_for_these_images(joined, monkeypatch):
     monkeypatch.setattr(EfficientNetLite, "features", called)
     again = load_reward("joined", DataConfig(), "cpu")
     assert again.content_hash == joined.content_hash
+    (kept,) = (Path(os.environ["STEPDROP_CACHE"]) / "extractors").glob("joined-*.safetensors")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:100])  # damaged: found anew
+    with pytest.raises(AssertionError, match="looked again"):
+        load_reward("joined", DataConfig(), "cpu")
+    kept.write_bytes(whole)
     other = Joined(load_extractor("reward"))
     with pytest.raises(AssertionError, match="looked again"):
         other.fit(to_float(load(DataConfig(), "judge").images))
