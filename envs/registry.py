@@ -9,12 +9,15 @@ from typing import Any
 
 from envs.errors import UserError
 
+ALIKE = 0.5  # difflib's ratio, from which a name is suggested
+
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Return the error for an unknown name, with the nearest known one suggested."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else "known: " + ", ".join(known)
+    """Return the error for an unknown name, with the nearest known one suggested, or all that are as near."""
+    likeness = {other: difflib.SequenceMatcher(None, other, name).ratio() for other in sorted(known)}
+    best = max(likeness.values(), default=0.0)
+    near = [f"'{other}'" for other, alike in likeness.items() if alike == best]
+    hint = f"did you mean {' or '.join(near)}?" if best >= ALIKE else "known: " + ", ".join(likeness)
     return UserError(f"unknown {kind} '{name}'; {hint}")
 
 

@@ -102,7 +102,7 @@ def test_help_is_complete_and_loads_nothing_slow(name):
         (
             "evaluate",
             ["--policy", "uniform", "--metrics.extractor", "efficientnet_lite"],
-            "efficientnet_lite0",
+            "did you mean 'efficientnet_lite0' or 'efficientnet_lite2'?",
         ),
         ("train_policy", ["--seed", "one"], "seed"),
         ("train_policy", ["--resume"], "nothing to resume"),
