@@ -16,7 +16,7 @@ run: $(READY)
 
 # One torch thread per worker: on few cores, more of them only hinder each other.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations 25
 
 # The same that CI runs.
 check: format lint types imports test

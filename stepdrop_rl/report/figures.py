@@ -157,7 +157,8 @@ def study_curves(study: Study, solver: str) -> Figure:
         axes.set_xlabel("network evaluations per image (mean)")
         axes.set_ylabel(f"{study.distance} (lower is better)")
         axes.set_title(f"{study.config.data.name}, solver {solver}", loc="left", fontsize=10)
-        axes.legend(frameon=False, fontsize=7, ncols=2)
+        if axes.get_legend_handles_labels()[0]:  # none while nobody is judged
+            axes.legend(frameon=False, fontsize=7, ncols=2)
     return figure
 
 
