@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from agents.base import Budget
-from agents.bisection import bisect
 from envs.observation import ENTRIES
 
 _COLUMN = {entry.name: number for number, entry in enumerate(ENTRIES)}
 _ONE_AND_A_HALF = 1.5  # evaluations, between one and two
+_USED = 0.995  # of the budget
+_HIGHEST = 1e3  # tolerance
 
 
 class Adaptive:
@@ -93,14 +94,24 @@ def adaptive_eps(budget: Budget) -> Adaptive:
 
 
 def calibrated(agent: Adaptive, spent: Callable[[Adaptive], float], halvings: int = 14) -> Adaptive:
-    """Set the smallest tolerance at which ``spent(agent)``, mean evaluations, keeps to the budget."""
+    """Set a tolerance at which ``spent(agent)``, mean evaluations, keeps to the budget and uses it.
 
-    def too_low(tolerance: float) -> bool:
-        agent.tolerance = tolerance
-        return spent(agent) > agent.budget.nfe
-
+    Every question is a pass through the model: no more are asked once :data:`_USED` of the budget is spent.
+    """
     low, high = 0.0, 1.0
-    while too_low(high) and high < 1e3:
+
+    def cost(tolerance: float) -> float:
+        agent.tolerance = tolerance
+        return spent(agent) / agent.budget.nfe
+
+    while (share := cost(high)) > 1 and high < _HIGHEST:
         low, high = high, 4 * high
-    agent.tolerance = bisect(too_low, low, high, halvings)[1]
+    while share < _USED and halvings:
+        halvings -= 1
+        middle = (low + high) / 2
+        if (now := cost(middle)) > 1:
+            low = middle
+        else:
+            high, share = middle, now
+    agent.tolerance = high
     return agent

@@ -44,10 +44,19 @@ def test_after_one_evaluation_it_waits_for_an_even_share():
     assert float(once.probabilities(seen(evaluations=1 / 20, lam_since_anchor=1.0))) == 0
 
 
-def test_the_tolerance_is_the_smallest_that_keeps_to_the_budget():
+def test_the_tolerance_keeps_to_the_budget_and_uses_it():
     agent = Adaptive("a", lambda o: o[:, 0], Budget(5, 960.0, 20.0, 20))
-    calibrated(agent, lambda one: 20 / (1 + 2 * one.tolerance))  # 5 where the tolerance is 1.5
-    assert agent.tolerance == pytest.approx(1.5, rel=1e-3)
+    asked = []
+
+    def spent(one):  # 5 where the tolerance is 1.5
+        asked.append(one.tolerance)
+        return 20 / (1 + 2 * one.tolerance)
+
+    calibrated(agent, spent)
+    assert 0.995 * 5 <= 20 / (1 + 2 * agent.tolerance) <= 5
+    assert len(asked) <= 10  # not all of 16
+    calibrated(agent, lambda one: 6 if one.tolerance < 1.5 else 1)  # a budget that no tolerance uses
+    assert agent.tolerance == pytest.approx(1.5, abs=1e-3)
     assert agent.tolerance >= 1.5
 
 
