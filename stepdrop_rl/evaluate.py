@@ -68,13 +68,15 @@ def _run(config: EvaluateConfig, world: World) -> None:
         )
         ids = [_log_outcome(config, tracker, outcome) for outcome in outcomes]
         found = records(outcomes, arena, git_commit=git_commit(), run_ids=ids)
-        _log_figures(config, arena, tracker, outcomes, distance)
         tracker.log_dict({"schema": RESULT_SCHEMA, "records": found}, "result.json")
+        print_table(header, rows, title)
+        if config.json is not None:
+            write_json(config.json, {"schema": RESULT_SCHEMA, "records": found})
+            print(f"records: {config.json}", flush=True)
+        _log_figures(
+            config, arena, tracker, outcomes, distance
+        )  # takes a while: what was found is told before
         where = tracker.where()
-    print_table(header, rows, title)
-    if config.json is not None:
-        write_json(config.json, {"schema": RESULT_SCHEMA, "records": found})
-        print(f"records: {config.json}")
     if where:
         print(f"figures and runs: {where}")
 

@@ -240,18 +240,18 @@ def samples_side_by_side(outcomes: Sequence[Outcome], count: int = 12) -> Figure
 def images_by_evaluations(samples: Samples, count: int = 12) -> Figure | None:
     """Images that got few evaluations above those that got many: a row per number of them.
 
-    Numbers that fewer than one in a hundred images got are left out; None where all got the same.
+    Numbers that fewer than one in a hundred images got are left out; None where all got the same. Of a large
+    set the first images alone are still there to be shown: shares are those of all.
     """
+    here = samples.nfe[: len(samples.images)]
     spent, images_of_it = samples.nfe.unique(return_counts=True)
     shares = images_of_it.double() / len(samples.nfe)
-    kept = [(int(n), float(share)) for n, share in zip(spent, shares, strict=True) if share >= 0.01]
-    if len(kept) < 2:
-        return None
     rows = [
-        (f"{nfe} evaluations\n{share:.0%} of images", samples.images[samples.nfe == nfe][:count])
-        for nfe, share in kept
+        (f"{n} evaluations\n{share:.0%} of images", samples.images[here == n][:count])
+        for n, share in zip(spent.tolist(), shares.tolist(), strict=True)
+        if share >= 0.01 and bool((here == n).any())
     ]
-    return _image_rows(rows, count)
+    return _image_rows(rows, count) if len(rows) > 1 else None
 
 
 def images_by_schedule(samples: Samples, count: int = 12, most: int = 6) -> Figure | None:

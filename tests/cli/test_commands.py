@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from stepdrop_rl import comparison
 from stepdrop_rl.interrupt import StopRequest
 from stepdrop_rl.models.unet import load_model
 from stepdrop_rl.weights import load_tensors, read_json, write_json
@@ -148,6 +149,18 @@ def test_train_policy_then_evaluate_then_resume(capsys):
     assert Path("runs/digits/ppo/policy.safetensors").read_bytes() == policy
     assert call("train_policy", *TINY_POLICY, "--decisions", "400", "--resume") == 2
     assert "decisions differ" in capsys.readouterr().err
+
+
+def test_evaluate_tells_first_and_then_draws_what_it_kept(capsys, monkeypatch):
+    monkeypatch.setattr(comparison, "KEPT", 48)  # of a large set the first images alone are held
+    argv = ["--policy", "ppo", "--num-samples", "128", "--blocks", "2", "--baselines", "[uniform]"]
+    argv += ["--tuned", "false", "--curve", "[4]", "--curve-samples", "32", "--tracking", "offline"]
+    assert call("evaluate", *argv) == 0
+    out = capsys.readouterr().out
+    assert out.index("uniform") < out.index("figures and runs: ")
+    drawn = {path.name for path in Path().rglob("*.png")}
+    figures = ("evaluation_rates", "samples", "images_by_evaluations", "quality_against_nfe")
+    assert drawn >= {f"{name}.png" for name in figures}
 
 
 @pytest.mark.parametrize("algo", ["ppo", "a2c"])
