@@ -121,12 +121,17 @@ def _log_outcome(config: EvaluateConfig, parent: Run, outcome: Outcome) -> str:
     """A child run per contender, with the same metric names, so that the UI compares them."""
     from stepdrop_rl.tracking import start_run
 
-    record = outcome.record()
-    numbers = {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
+    told = {"policy": outcome.name, "num_samples": config.num_samples, "seed": config.seed}
+    # What it was told is no metric: the UI would draw its first comparison of it.
+    numbers = {
+        key: float(value)
+        for key, value in outcome.record().items()
+        if isinstance(value, int | float) and key not in told
+    }
     with start_run(
         outcome.name,
         mode=config.tracking,
-        config={"policy": outcome.name, "num_samples": config.num_samples, "seed": config.seed},
+        config=told,
         tags={"command": "evaluate"},
         parent=parent,
     ) as child:
