@@ -48,7 +48,7 @@ DEFAULT_NFE = 5.0
 DEFAULT_SOLVER = "multistep"
 TEACHER_STEPS = 50  # of the full trajectory
 TUNED = "*"  # ends the name of a fixed schedule whose last time was chosen
-_TUNING_IMAGES = 512
+TUNING_IMAGES = 512
 
 
 class Contender(NamedTuple):
@@ -151,7 +151,7 @@ class Arena:
         """Find the price or tolerance at which a policy spends ``nfe``; others have their budget already."""
         if isinstance(agent, Adaptive):
             engine = self.engine(agent, Role.VALIDATION)
-            calibrated(agent, lambda one: float(engine.sample(one, _TUNING_IMAGES).nfe.double().mean()))
+            calibrated(agent, lambda one: float(engine.sample(one, TUNING_IMAGES).nfe.double().mean()))
         if not isinstance(agent, LearnedPolicy):
             return Contender(agent)
         if price is None:
@@ -175,7 +175,7 @@ class Arena:
                 model=self.model,
                 solver=self.solver,
             )
-            images = self.engine(agent, Role.VALIDATION).sample(agent, _TUNING_IMAGES).images
+            images = self.engine(agent, Role.VALIDATION).sample(agent, TUNING_IMAGES).images
             distance = frechet_distance(gather(images, extractor)[0], reference.statistics)
             if best is None or distance < best[0]:
                 agent.name = f"{name}{TUNED}"

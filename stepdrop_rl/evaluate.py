@@ -73,9 +73,8 @@ def _run(config: EvaluateConfig, world: World) -> None:
         if config.json is not None:
             write_json(config.json, {"schema": RESULT_SCHEMA, "records": found})
             print(f"records: {config.json}", flush=True)
-        _log_figures(
-            config, arena, tracker, outcomes, distance
-        )  # takes a while: what was found is told before
+        # Drawing takes a while: what was found is told before.
+        _log_figures(config, arena, tracker, outcomes, distance)
         where = tracker.where()
     if where:
         print(f"figures and runs: {where}")

@@ -47,7 +47,7 @@ _STYLE: Any = {
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file holds it; it is closed."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08)  # long names beside rows
     plt.close(figure)
     return buffer.getvalue()
 

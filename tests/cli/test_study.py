@@ -24,7 +24,7 @@ SMALL = {
             "seeds": 2,
             "nfe": [4],
             "train": {
-                "decisions": 24000,
+                "decisions": 7680,
                 "num_envs": 64,
                 "judge_every": 100000,
                 "judge_samples": 32,
@@ -50,7 +50,8 @@ QUICK = {"nfe": [4], "blind": [], "searches": ["xue"], "controls": ["dealt"], "b
 
 
 @pytest.fixture(autouse=True)
-def small_searches(own_cache, monkeypatch):
+def small_work(own_cache, small_model, monkeypatch):
+    monkeypatch.setitem(SMALL, "model", small_model)
     monkeypatch.setattr(blackbox, "NUM_IMAGES", 64)
     for key, value in {"CANDIDATES": 8, "BEST": 2, "NUM_IMAGES": 256}.items():
         monkeypatch.setattr(mixture, key, value)
