@@ -39,7 +39,7 @@ from stepdrop_rl.metrics.distances import frechet_distance, kid
 from stepdrop_rl.models.unet import Model, load_model
 from stepdrop_rl.parallel import World, device_of
 from stepdrop_rl.policies import check_name, given, make_agent
-from stepdrop_rl.pricing import price_for
+from stepdrop_rl.pricing import settled_price
 from stepdrop_rl.room import room_for
 from stepdrop_rl.solvers import make_solver
 from stepdrop_rl.teacher import full_trajectory
@@ -155,7 +155,7 @@ class Arena:
         if not isinstance(agent, LearnedPolicy):
             return Contender(agent)
         if price is None:
-            price = price_for(agent, self.engine(agent, Role.VALIDATION), nfe).price
+            price = settled_price(agent, self.engine(agent, Role.VALIDATION), nfe)
         return Contender(agent, price)
 
     def tuned(self, name: str, nfe: float) -> Contender:

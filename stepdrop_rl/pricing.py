@@ -50,6 +50,17 @@ def log_spaced(low: float, high: float, count: int) -> list[float]:
     return torch.logspace(math.log10(low), math.log10(high), count, dtype=torch.float64).tolist()
 
 
+def settled_price(
+    policy: LearnedPolicy, engine: Engine, target_nfe: float, num_images: int = NUM_IMAGES
+) -> float:
+    """The price at which ``policy`` spends ``target_nfe``: one that plans knows it, and draws nothing.
+
+    Of any other it is found (:func:`price_for`, whose errors it raises).
+    """
+    known = policy.price_at(target_nfe)
+    return price_for(policy, engine, target_nfe, num_images).price if known is None else known
+
+
 def price_for(
     policy: LearnedPolicy, engine: Engine, target_nfe: float, num_images: int = NUM_IMAGES
 ) -> Spending:
@@ -57,17 +68,13 @@ def price_for(
 
     The search starts from the policy's own table and goes on by false position in log price. ``engine``
     draws validation noise. :class:`UserError` for targets that no price of its training attains; the message
-    tells the range. A policy that was held to a target has one price and that target alone; one that plans
-    knows its prices, and only what it spends is measured.
+    tells the range. A policy that was held to a target has one price and that target alone.
     """
 
     def spend(log_price: float) -> Spending:
         price = math.exp(log_price)
         return spending(price, engine.sample(policy, num_images, price=price))
 
-    known = policy.price_at(target_nfe)
-    if known is not None:
-        return spend(math.log(known))
     if policy.info.target_nfe is not None:
         return _held(policy, target_nfe, spend(math.log(policy.info.prices[0])))
     low, high = (math.log(price) for price in policy.info.prices)

@@ -31,7 +31,7 @@ from stepdrop_rl.integrations.scheduler import StepDropScheduler
 from stepdrop_rl.models.denoiser import NetworkDenoiser
 from stepdrop_rl.models.unet import Model, image_shape
 from stepdrop_rl.policies import load_policy, save_policy
-from stepdrop_rl.pricing import price_for
+from stepdrop_rl.pricing import settled_price
 from stepdrop_rl.solvers import make_solver
 
 _POLICY = "policy"
@@ -138,9 +138,8 @@ class StepDropPipeline(DiffusionPipeline):  # type: ignore[misc]
     def _price(self, policy: LearnedPolicy, nfe: float) -> float:
         """The price at which the policy spends ``nfe`` evaluations per image, found once."""
         if nfe not in self._prices:
-            self._prices[nfe] = price_for(
-                policy, self._engine(policy, _PRICE_SEED, Role.VALIDATION), nfe
-            ).price
+            engine = self._engine(policy, _PRICE_SEED, Role.VALIDATION)
+            self._prices[nfe] = settled_price(policy, engine, nfe)
         return self._prices[nfe]
 
     def _engine(self, policy: LearnedPolicy, seed: int, role: Role) -> Engine:

@@ -11,7 +11,7 @@ import torch
 from stepdrop_rl import arena
 from stepdrop_rl.config import ScheduleConfig, UNetConfig
 from stepdrop_rl.models.unet import ModelInfo, make_network, save_model
-from stepdrop_rl.pricing import price_for
+from stepdrop_rl.pricing import settled_price
 
 
 def call(name, *argv):
@@ -33,7 +33,7 @@ def spooled(folder="spool"):
 def settled_on_few_images(monkeypatch):
     """Prices, tolerances and last times are sought on few images; how well is the subject of tests/rl."""
     monkeypatch.setattr(arena, "TUNING_IMAGES", 64)
-    monkeypatch.setattr(arena, "price_for", partial(price_for, num_images=128))
+    monkeypatch.setattr(arena, "settled_price", partial(settled_price, num_images=128))
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from stepdrop_rl.integrations.samplers import betas
 from stepdrop_rl.integrations.scheduler import StepDropScheduler
 from stepdrop_rl.models.unet import PRETRAINED, load_model
 from stepdrop_rl.policies import find_policy, load_policy
-from stepdrop_rl.pricing import price_for
+from stepdrop_rl.pricing import settled_price
 from stepdrop_rl.solvers import SOLVERS
 from stepdrop_rl.weights import read_json, write_json
 
@@ -243,9 +243,9 @@ def test_a_budgets_price_is_found_once_for_each_policy(pipeline, monkeypatch):
 
     def counting(*args):
         asked.append(args[2])
-        return price_for(*args, num_images=64)
+        return settled_price(*args, num_images=64)
 
-    monkeypatch.setattr("stepdrop_rl.integrations.pipeline.price_for", counting)
+    monkeypatch.setattr("stepdrop_rl.integrations.pipeline.settled_price", counting)
     first = pipeline(4, target_nfe=5, seed=1, output_type="np").images
     pipeline(1, target_nfe=7, seed=2)
     assert (pipeline(4, target_nfe=5, seed=1, output_type="np").images == first).all()

@@ -24,7 +24,7 @@ from envs.rewards import REWARDS
 from envs.rewards.frechet import distance, moments, slope
 from stepdrop_rl.engine import Engine
 from stepdrop_rl.policies import load_policy, save_policy
-from stepdrop_rl.pricing import log_spaced, price_for
+from stepdrop_rl.pricing import log_spaced, settled_price
 from stepdrop_rl.solvers import make_solver
 from stepdrop_rl.validation import ValidationJudge
 from stepdrop_rl.weights import write_json
@@ -489,10 +489,12 @@ def test_it_spends_its_budget_whatever_it_is(problem, looked):
 def test_a_price_is_found_for_a_target(problem, looked, target):
     policy = policy_of(problem, looked)
     engine = engine_of(problem, policy, Role.POLICY_TRAINING)
-    assert price_for(policy, engine, target, BANK).mean == pytest.approx(target, abs=0.15)
+    price = settled_price(policy, None, target)  # known: no engine is asked
+    spent = engine.sample(policy, BANK, price=price).nfe.double().mean()
+    assert float(spent) == pytest.approx(target, abs=0.15)
     for beyond in (2.2, 6.9):
         with pytest.raises(UserError, match="out of reach"):
-            price_for(policy, engine, beyond, BANK)
+            settled_price(policy, engine, beyond, BANK)
 
 
 def test_the_validation_judge_looks_at_whole_numbers(problem, looked):
