@@ -9,7 +9,9 @@ import time
 import pytest
 
 from agents.search import blackbox, mixture
+from stepdrop_rl import arena
 from stepdrop_rl.config import StudyConfig
+from stepdrop_rl.pricing import settled_price
 from stepdrop_rl.studies.plan import Job, cost, jobs, training_of
 from stepdrop_rl.weights import read_json, write_json
 
@@ -125,7 +127,8 @@ def test_a_study_is_done_told_and_not_done_again(capsys, tmp_path):
     assert "search: 4 of 4 jobs left" in plan
 
 
-def test_several_workers_do_what_one_does(capsys, tmp_path):
+def test_several_workers_do_what_one_does(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(arena, "settled_price", settled_price)  # as workers, who are other processes, do
     assert call("study", *options(**QUICK, output="one")) == 0
     one = read_json("r.json")
     assert call("study", *options(**QUICK, output="two"), "--workers", 2) == 0
@@ -142,7 +145,7 @@ def test_several_workers_do_what_one_does(capsys, tmp_path):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX signals")
 def test_workers_stop_in_good_order_and_go_on(tmp_path):
     policy = SMALL["policies"]["imitator"]
-    long = policy | {"train": policy["train"] | {"decisions": 10**8}}
+    long = policy | {"train": policy["train"] | {"decisions": 10**8, "judge_every": 1536}}
     argv = options(**QUICK, policies={"imitator": long})
     command = [sys.executable, "-m", "stepdrop_rl.study", *argv, "--workers", "2"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
