@@ -69,6 +69,23 @@ class PlanningAgent(Agent, Protocol):
 
 
 @runtime_checkable
+class OrderingAgent(Agent, Protocol):
+    """An agent that may choose orders: on how many evaluations a multistep jump looks back at most.
+
+    Every point of its own grid has one, that of the jump which leads there; where the same time is to be
+    reached by jumps of two orders, the grid holds two points next to each other.
+    """
+
+    orders: Tensor | None
+    """(N,) int64 of the points of ``times``; None: the solver's own everywhere."""
+
+
+def orders_of(agent: Agent) -> Tensor | None:
+    """The orders of an agent's jumps to the points of its grid, (N,); None: the solver's own."""
+    return agent.orders if isinstance(agent, OrderingAgent) else None
+
+
+@runtime_checkable
 class RecurrentAgent(Agent, Protocol):
     """An agent that remembers what it saw of a sample: a state per sample, handed in and out.
 

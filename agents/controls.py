@@ -1,8 +1,8 @@
 """Controls of a learned policy: what is left of it when one thing is taken away.
 
-``mean_schedule`` keeps where it evaluates on average, ``habit`` what it plans where a look tells nothing,
-``coins`` how often it evaluates each point, ``Dealt`` (in :mod:`agents.planned`) its whole schedules, and
-``shuffled`` lets it look, but at another sample.
+``mean_schedule`` keeps where it evaluates on average (jumps have the solver's own order), ``habit`` what it
+plans where a look tells nothing, ``coins`` how often it evaluates each point, ``Dealt`` (in
+:mod:`agents.planned`) its whole schedules, and ``shuffled`` lets it look, but at another sample.
 Shapes: R samples; D observation entries; N points of its grid; M images.
 """
 
@@ -71,16 +71,16 @@ def habit(policy: LearnedPolicy, count: int) -> FixedSchedule:
     return FixedSchedule("habit", times)
 
 
-def coins(times: Tensor, evaluated: Tensor) -> SkipCurve:
+def coins(times: Tensor, evaluated: Tensor, orders: Tensor | None = None) -> SkipCurve:
     """Independent coin flips at the policy's own rate per point of its grid."""
     agent = SkipCurve("coin flips", evaluated.double().mean(0))
-    agent.times = times.double()
+    agent.times, agent.orders = times.double(), orders
     return agent
 
 
-def dealt(times: Tensor, evaluated: Tensor) -> Dealt:
+def dealt(times: Tensor, evaluated: Tensor, orders: Tensor | None = None) -> Dealt:
     """The policy's whole schedules, each dealt to the next image."""
-    return Dealt("dealt", times, evaluated)
+    return Dealt("dealt", times, evaluated, orders)
 
 
 class Shuffled(LearnedPolicy):
@@ -112,7 +112,7 @@ class Shuffled(LearnedPolicy):
             passed += features if group == "features" else []
         if not passed:
             raise UserError("the policy is not shown features of the network")
-        self._policy = policy
+        self._policy, self.orders = policy, policy.orders
         self._own, self._passed = own, torch.tensor(passed)
 
     def probabilities(self, observation: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ class SkipCurve:
         self.name = name
         self.rates = rates.double()
         self.times: Tensor | None = None
+        self.orders: Tensor | None = None  # of the jumps to its points, where it takes another agent's
 
     def probabilities(self, observation: Tensor) -> Tensor:
         """P(evaluate), (R,)."""

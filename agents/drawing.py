@@ -15,6 +15,9 @@ from agents.planning import shown
 from envs.observation import Grid, observe_from
 from envs.protocols import DifferentiableProcess, TimedTrajectories
 
+Jump = tuple[Tensor, int | None]
+"""A time, of no dimension, and on how many evaluations the jump there looks back at most."""
+
 
 class Drawn(NamedTuple):
     """What the branches brought: what the first evaluation and each look showed, (R, D) and (R, T, D), and x0
@@ -34,6 +37,7 @@ def draw(
     fork: int,
     prices: Tensor,
     *,
+    orders: Sequence[Sequence[int | None]] | None = None,
     looks: int = 1,
     recompute: bool,
 ) -> Drawn:
@@ -47,14 +51,16 @@ def draw(
             the second look, and so on.
         fork: After how many evaluations branches part.
         prices: (R,) of an evaluation, as a look tells them.
+        orders: B lists of those of the jumps to the times; None: the solver's own.
         looks: How many follow one another, with as many options each.
         recompute: As of the process.
     """
     trunk = process.timed(images, ways[0][:1].expand(len(images)), recompute=recompute)
     begun = _look(grid, trunk, prices)
-    _follow(trunk, ways[0][1:fork])
+    jumps = [_jumps(way, None if orders is None else orders[b]) for b, way in enumerate(ways)]
+    _follow(trunk, jumps[0][1:fork])
     options = round(len(ways) ** (1 / looks))
-    parted, entries = [(trunk, list(ways))], []
+    parted, entries = [(trunk, jumps)], []
     for at in range(fork, fork + looks):
         entries += [_look(grid, one, prices) for one, _ in parted]
         ahead = [(one, part) for one, group in parted for part in _parts(group, options)]
@@ -66,7 +72,12 @@ def draw(
     return Drawn(begun, torch.stack(entries, 1), [one.x0() for one, _ in parted])
 
 
-def _parts(ways: Sequence[Tensor], count: int) -> list[list[Tensor]]:
+def _jumps(times: Tensor, orders: Sequence[int | None] | None) -> list[Jump]:
+    """Those to ``times`` (K,)."""
+    return list(zip(times.unbind(), orders or [None] * len(times), strict=True))
+
+
+def _parts(ways: Sequence[list[Jump]], count: int) -> list[list[list[Jump]]]:
     """``ways`` in so many parts of equal size."""
     size = len(ways) // count
     return [list(ways[k * size : (k + 1) * size]) for k in range(count)]
@@ -81,7 +92,7 @@ def _look(grid: Grid, trajectories: TimedTrajectories, prices: Tensor) -> Tensor
     return shown(seen.cpu(), len(grid)).entries
 
 
-def _follow(trajectory: TimedTrajectories, times: Tensor) -> None:
-    """Evaluate all rows at ``times`` (K,)."""
-    for t in times:
-        trajectory.advance(t.expand(trajectory.nfe.shape))
+def _follow(trajectory: TimedTrajectories, jumps: Sequence[Jump]) -> None:
+    """Evaluate all rows where ``jumps`` lead."""
+    for t, order in jumps:
+        trajectory.advance(t.expand(trajectory.nfe.shape), order)

@@ -3,13 +3,16 @@
 A look may make the gap in λ that follows it ``e^s`` times as long; the rest of the gaps, with the one behind
 the last evaluation, share what that leaves as they did. The next look does the same with the next gap. All
 branches cost what the schedule costs. Where the last evaluation's time is to stay, the gaps before it alone
-are moved: how sharp images end is what judges disagree about first.
+are moved: how sharp images end is what judges disagree about first. Or a look may choose on how many
+evaluations the jump that follows it looks back, the order of a multistep solver: where estimates bend, a
+sample is carried farther or less far by the same evaluations.
 
 Shapes: R schedules; K evaluations of one.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +28,7 @@ from envs.observation import Grid
 from envs.protocols import ReverseProcess
 
 _SAME_TIME = 0.5  # by how much a first time may differ from the grid's
-_APART = 4e-6  # of the whole: evaluations of two schedules that come nearer are told apart no more
+_APART = 4e-6  # of the whole: evaluations of two schedules or orders that come nearer are told apart no more
 _BEYOND = 0.5  # of the last evaluation's time: how late it may be moved, where the grid ends before
 _LEAST_CHANCE = 0.02  # of a mixture's member: one that is dealt less often is left out
 
@@ -41,6 +44,7 @@ class Endings(Plans):
         stretches: s of the options of a look; the first one, 0, goes without saying.
         looks: How many follow one another, ``left`` at most; fewer, where the end stays.
         keep_end: The last evaluation's time stays.
+        orders: What the options that follow the stretches make the jump's order; theirs is the solver's own.
     """
 
     def __init__(
@@ -52,13 +56,18 @@ class Endings(Plans):
         stretches: Sequence[float],
         looks: int = 1,
         keep_end: bool = False,
+        orders: Sequence[int] = (),
     ) -> None:
-        branches = (1 + len(stretches)) ** looks
+        branches = (1 + len(stretches) + len(orders)) ** looks
         super().__init__(counts, [len(lam) for lam in schedules], weights, [0] * branches, left, looks)
-        for row, lam in enumerate(_told_apart([lam.double() for lam in schedules])):
+        apart = _APART * (1 + len(orders))  # there lie the same evaluations after jumps of other orders
+        for row, lam in enumerate(_told_apart([lam.double() for lam in schedules], apart)):
             self.register_buffer(f"schedule{row}", lam)
         self.stretches, self.keep_end = tuple(stretches), keep_end
+        self.other_orders = tuple(orders)
         self.register_buffer("branching", torch.tensor([left, looks, keep_end, *stretches]).double())
+        if orders:
+            self.register_buffer("jumps", torch.tensor(self.other_orders))
 
     def require(self, stored: Mapping[str, Tensor]) -> None:
         """:class:`UserError` where a run had other schedules or branches, those ``stored``."""
@@ -67,14 +76,35 @@ class Endings(Plans):
             raise UserError("plans hold other schedules or branches than that run had: train anew")
 
     def lams(self, row: int, *, stretched: bool = True) -> list[Tensor]:
-        """λ of every branch's evaluations, the schedule's own first."""
+        """λ of every branch's evaluations, the schedule's own first.
+
+        One that a jump of another order leads to lies next to the schedule's: where a sample was evaluated
+        last then tells how it came there.
+        """
         ways = [self.get_buffer(f"schedule{row}")]
         for at in range(self.fork(row), self.fork(row) + self.looks) if stretched else ():
-            ways = [_stretched(lam, at, s, self.keep_end) for lam in ways for s in (0.0, *self.stretches)]
+            found = []
+            for lam in ways:
+                found += [_stretched(lam, at, s, self.keep_end) for s in (0.0, *self.stretches)]
+                found += [_moved(lam, at, _APART * (k + 1)) for k in range(len(self.other_orders))]
+            ways = found
         return ways
 
+    def orders(self, row: int) -> list[list[int | None]] | None:
+        """Those of the jumps to every branch's evaluations."""
+        if not self.other_orders:
+            return None
+        options = [*[None] * (1 + len(self.stretches)), *self.other_orders]
+        before, after = [None] * self.fork(row), [None] * (self.left - self.looks)
+        return [[*before, *chosen, *after] for chosen in itertools.product(options, repeat=self.looks)]
 
-def _told_apart(schedules: Sequence[Tensor]) -> list[Tensor]:
+
+def _moved(lam: Tensor, at: int, by: float) -> Tensor:
+    """λ (K,), the evaluation ``at`` earlier by next to nothing."""
+    return torch.cat((lam[:at], lam[at : at + 1] - by, lam[at + 1 :]))
+
+
+def _told_apart(schedules: Sequence[Tensor], apart: float) -> list[Tensor]:
     """λ (K,) of schedules that are at no time where another one is after as many evaluations, but the first.
 
     Where a sample was evaluated last then tells which schedule it is on.
@@ -84,8 +114,8 @@ def _told_apart(schedules: Sequence[Tensor]) -> list[Tensor]:
         for k in range(1, len(lam)):
             taken = sorted((float(other[k]) for other in kept if k < len(other)), reverse=True)
             for at in taken:
-                if abs(float(lam[k]) - at) < _APART:
-                    lam = torch.cat((lam[:k], lam.new_tensor([at - _APART]), lam[k + 1 :]))
+                if abs(float(lam[k]) - at) < apart:
+                    lam = torch.cat((lam[:k], lam.new_tensor([at - apart]), lam[k + 1 :]))
         kept.append(lam)
     return kept
 
@@ -132,6 +162,7 @@ def read_endings(
     stretches: Sequence[float],
     looks: int,
     keep_end: bool = False,
+    orders: Sequence[int] = (),
 ) -> Endings:
     """Endings of the schedules and mixtures in ``files``, one or more for each budget.
 
@@ -143,6 +174,7 @@ def read_endings(
         stretches: As of :class:`Endings`.
         looks: As of :class:`Endings`.
         keep_end: As of :class:`Endings`.
+        orders: As of :class:`Endings`.
 
     Raises:
         UserError: A file is missing or damaged, or holds a schedule that begins elsewhere or cannot fork.
@@ -165,4 +197,4 @@ def read_endings(
     lams = [lam_of(times) for count in counts for found, _ in given[count] for times in found]
     dealt = [torch.cat([chances / len(given[count]) for _, chances in given[count]]) for count in counts]
     weights = torch.block_diag(*(chances.unsqueeze(0) for chances in dealt))
-    return Endings(counts, lams, weights, left, stretches, looks, keep_end)
+    return Endings(counts, lams, weights, left, stretches, looks, keep_end, orders)

@@ -26,6 +26,7 @@ class FixedSchedule:
         solver: The solver they were made for, or None.
         network_times: (K,) what the network is told instead of the times, or None.
         model_hash: Of the model they were made for, or None.
+        orders: (K,) of the jumps to the times (the first one's is not used), or None: the solver's own.
     """
 
     observes = False
@@ -37,12 +38,14 @@ class FixedSchedule:
         solver: str | None = None,
         network_times: Tensor | None = None,
         model_hash: str | None = None,
+        orders: Tensor | None = None,
     ) -> None:
         self.name = name
         self.solver = solver
         self.model_hash = model_hash
         self.times: Tensor | None = times.double()
         self.network_times = None if network_times is None else network_times.double()
+        self.orders = orders
 
     @property
     def nfe(self) -> float:

@@ -37,6 +37,7 @@ class Fork(LearnedPolicy):
         lam: (N,) half log-SNR at its times, 0 at the first and 1 at the last.
         left: Evaluations that a plan leaves after the fork.
         projection: As of a :class:`LearnedPolicy`.
+        orders: (N,) of the jumps to its points; None: the solver's own.
     """
 
     may_go_on = True  # with schedules that it was given
@@ -50,11 +51,13 @@ class Fork(LearnedPolicy):
         lam: Tensor,
         left: int,
         projection: Projection | None = None,
+        orders: Tensor | None = None,
     ) -> None:
         super().__init__(info, layers_of(cascade.first.actor), projection)
         self.dealing = dealing.requires_grad_(False)
         self.cascade = cascade.requires_grad_(False)
         self.left = left
+        self.orders = orders
         least, most = info.evaluations
         self.tariff = Tariff(least, most, (info.prices[0], info.prices[1]))
         self.counts = dealing.counts
@@ -163,6 +166,7 @@ class Fork(LearnedPolicy):
         named |= {f"dealing.{name}": value for name, value in self.dealing.state_dict().items()}
         named |= {"plans": self.plans, "counts": torch.tensor(self.counts)}
         more = self.cascade.first.more.long()
+        named |= {} if self.orders is None else {"orders": self.orders}
         return named | {"lam": self.lam, "left": torch.tensor(self.left), "more": more}
 
 
@@ -188,7 +192,10 @@ def build_fork(info: PolicyInfo, tensors: Mapping[str, Tensor], projection: Proj
         cascade.load(dict(tensors))
     except RuntimeError:
         raise ValueError("its network") from None
-    return Fork(info, dealing, cascade, plans, tensors["lam"], left, projection)
+    orders = tensors.get("orders")
+    if orders is not None and not (orders.shape == (points,) and bool((orders >= 1).all())):
+        raise ValueError("its orders")
+    return Fork(info, dealing, cascade, plans, tensors["lam"], left, projection, orders)
 
 
 def _dealing(tensors: Mapping[str, Tensor], sizes: list[int], counts: list[int], entries: int) -> Dealing:

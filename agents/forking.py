@@ -46,7 +46,8 @@ class ForkLearner(ThroughSampler):
 
     The batch's process must be differentiable. ``plans`` names files of schedules or mixtures, one or more
     for each budget, that take the place of learned ones: all branches of one have the same cost, and
-    ``looks`` looks choose among them; ``keep_end`` leaves the last evaluation where it is. Which plan a
+    ``looks`` looks choose among them: ``stretches`` of the gap that follows, and ``orders`` of the jump over
+    it, where they are not the solver's own; ``keep_end`` leaves the last evaluation where it is. Which plan a
     sample gets is left to chance or, with ``first_look``, to what its first evaluation shows as well.
     ``rival`` and ``margin`` are those of :class:`agents.deciding.Deciding`.
     """
@@ -67,6 +68,7 @@ class ForkLearner(ThroughSampler):
         "looks": 2,
         "first_look": False,
         "stretches": (-0.5, 0.5),
+        "orders": (),
         "keep_end": False,
         "side_weight": 0.4,
         "updates": 8,
@@ -95,7 +97,7 @@ class ForkLearner(ThroughSampler):
             raise UserError("prices tell 'fork' how many evaluations to spend: leave env.price out")
         if h["plans"] and not 1 <= int(h["looks"]) <= left:
             raise UserError(f"need 1 <= looks <= left ({left}), not {h['looks']}")
-        if h["plans"] and h["keep_end"] and int(h["looks"]) >= left:
+        if h["plans"] and h["keep_end"] and h["stretches"] and int(h["looks"]) >= left:
             raise UserError(f"need looks < left ({left}) where the end is kept, not {h['looks']}")
         if int(h["update_size"]) < 2:
             raise UserError(f"update_size must be 2 at least, not {h['update_size']}")
@@ -108,6 +110,13 @@ class ForkLearner(ThroughSampler):
         if not 0 <= float(h["times_share"]) <= 1:
             raise UserError(f"times_share must lie between 0 and 1, not {h['times_share']}")
         super()._check()
+        if h["orders"] and not h["plans"]:
+            raise UserError("orders are chosen along plans that are given: give 'fork' plans")
+        others = list(range(1, self.process.history))
+        if len({*h["orders"]}) < len(h["orders"]) or not {*h["orders"]} <= {*others}:
+            raise UserError(
+                f"orders, besides the solver's own, are some of {others}, not {list(h['orders'])}"
+            )
 
     def _make_networks(self, inputs: int) -> dict[str, nn.Module]:
         """Times that are even, or given, and gates that leave everyone to the plan."""
@@ -136,7 +145,7 @@ class ForkLearner(ThroughSampler):
             return grid, Tree(int(h["min_nfe"]), int(h["max_nfe"]), left, int(h["width"]), stretches)
         grid = grid_for(h["plans"], grid, process)
         looks, keep_end = int(h["looks"]), bool(h["keep_end"])
-        return grid, read_endings(h["plans"], grid, process, left, stretches, looks, keep_end)
+        return grid, read_endings(h["plans"], grid, process, left, stretches, looks, keep_end, h["orders"])
 
     @property
     def actor_network(self) -> nn.Sequential:
@@ -252,6 +261,7 @@ class ForkLearner(ThroughSampler):
             ways,
             self.plans.fork(plan),
             self._prices(images, plan),
+            orders=self.plans.orders(plan) if stretched else None,
             looks=self.plans.looks if stretched else 1,
             recompute=bool(self.hyperparameters["recompute"]),
         )
@@ -294,7 +304,8 @@ class ForkLearner(ThroughSampler):
         for budget in self.deciding.known():
             dealing.settle(budget, self.deciding.begun)
         info = replace(info, times=times, evaluations=[plans.counts[0], plans.counts[-1]])
-        return Fork(info, dealing, cascade, table, lam, plans.left, projection)
+        orders = plans.orders_on(table, len(lam), self.process.history)
+        return Fork(info, dealing, cascade, table, lam, plans.left, projection, orders)
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs, looks included."""

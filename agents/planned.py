@@ -34,17 +34,26 @@ class Planned(ABC):
         times: (G,) grid, descending.
         masks: (S, G) bool: which points a schedule evaluates, one at least.
         solver: The solver they were made for, or None.
+        orders: (G,) of the jumps to the grid's points, or None: the solver's own.
     """
 
     observes = False
     model_hash: str | None = None  # of the model they were made for, where a file says it
 
-    def __init__(self, name: str, times: Tensor, masks: Tensor, solver: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        times: Tensor,
+        masks: Tensor,
+        solver: str | None = None,
+        orders: Tensor | None = None,
+    ) -> None:
         assert bool(masks.any(1).all()), "every schedule evaluates somewhere"
         self.name = name
         self.solver = solver
         self.times: Tensor | None = times.double()
         self.masks = masks
+        self.orders = orders
 
     @abstractmethod
     def choice(self, images: Tensor, coins: Tensor) -> Tensor:
@@ -102,11 +111,14 @@ class Dealt(Planned):
         name: How tables call it.
         times: (G,) that agent's grid.
         masks: (S, G) bool: what it evaluated.
+        orders: (G,) of that agent's jumps, or None.
         shift: By how many images.
     """
 
-    def __init__(self, name: str, times: Tensor, masks: Tensor, shift: int = 1) -> None:
-        super().__init__(name, times, masks)
+    def __init__(
+        self, name: str, times: Tensor, masks: Tensor, orders: Tensor | None = None, shift: int = 1
+    ) -> None:
+        super().__init__(name, times, masks, orders=orders)
         self.shift = shift
 
     def choice(self, images: Tensor, coins: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from envs.errors import UserError
+
 CLOSEST = 1e-3  # share of the whole that a gap is at least: no jump so short that rates along it are noise
 _APART = 1e-6  # of the whole: points nearer than that are one
 
@@ -64,6 +66,10 @@ class Plans(nn.Module, ABC):
         ``stretched``: those of the plan's cost, too.
         """
 
+    def orders(self, row: int) -> list[list[int | None]] | None:
+        """Those of the jumps to every branch's evaluations; None: the solver's own everywhere."""
+        return None
+
     @torch.no_grad()
     def on_one_grid(self) -> tuple[Tensor, Tensor]:
         """All plans on one grid from λ = 0 to 1: its points, (N,), and each plan's on it, (R, B, L).
@@ -79,6 +85,21 @@ class Plans(nn.Module, ABC):
             for b, lam in enumerate(branches):
                 table[row, b, : len(lam)] = torch.searchsorted(points, (lam / _APART).round().long())
         return points.double() * _APART, table
+
+    def orders_on(self, table: Tensor, points: int, own: int) -> Tensor | None:
+        """Those of the jumps to ``points`` of one grid, (N,), the solver's own being ``own``; None: own all.
+
+        Raises:
+            UserError: Two plans come to the same point by jumps of different orders.
+        """
+        found = torch.zeros(points + 1, dtype=torch.int64)
+        for row, branches in enumerate(table):
+            for way, orders in zip(branches, self.orders(row) or [], strict=False):
+                for point, order in zip(way.tolist(), orders, strict=False):
+                    if found[point] not in (0, order or own):
+                        raise UserError("two plans come to the same time by jumps of different orders")
+                    found[point] = order or own
+        return found[:-1].clamp(min=1) if bool(found.any()) else None
 
 
 def shares(gaps: Tensor) -> Tensor:

@@ -76,6 +76,7 @@ class LearnedPolicy:
 
     observes = True
     may_go_on = False  # beyond the end of the model's grid
+    orders: Tensor | None = None  # of the jumps to the points of its grid, where it chooses them
 
     def __init__(
         self,

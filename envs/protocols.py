@@ -46,8 +46,11 @@ class ReverseProcess(Protocol):
     def start(self, rows: Tensor, images: Tensor, t: Tensor) -> None:
         """Put fresh noise of these images (ids) into the rows, at times ``t``, not yet evaluated."""
 
-    def evaluate(self, rows: Tensor, t: Tensor) -> None:
-        """Jump each row from its anchor to ``t``, call the network there, and make that its anchor."""
+    def evaluate(self, rows: Tensor, t: Tensor, orders: Tensor | None = None) -> None:
+        """Jump each row from its anchor to ``t``, call the network there, and make that its anchor.
+
+        ``orders`` (R,): evaluations that the jump looks back on at most; None: as many as the solver does.
+        """
 
     def jump(self, rows: Tensor, s: Tensor) -> Tensor:
         """Return the rows' images at times ``s``; changes nothing. Differentiable."""
@@ -97,8 +100,11 @@ class TimedTrajectories(DifferentiableTrajectories, Protocol):
     Times of a grid bring the results that evaluations at these points bring.
     """
 
-    def advance(self, s: Tensor) -> None:
-        """Jump to ``s``, (R,), each row below its last time, and evaluate there."""
+    def advance(self, s: Tensor, order: int | None = None) -> None:
+        """Jump to ``s``, (R,), each row below its last time, and evaluate there.
+
+        ``order``: evaluations that the jump looks back on at most; None: as many as the solver does.
+        """
 
     def branch(self) -> TimedTrajectories:
         """Others that begin where these are, and go their own way."""
@@ -109,10 +115,12 @@ class DifferentiableProcess(Protocol):
     """A :class:`ReverseProcess` that gradients pass through.
 
     ``relaxes``: whether gates between 0 and 1 mean anything; where they do not, give whole ones, whose
-    gradients are those of relaxed ones (straight through).
+    gradients are those of relaxed ones (straight through). ``history``: evaluations that a jump looks back
+    on, where nobody asks for fewer.
     """
 
     relaxes: bool
+    history: int
 
     def time_of(self, lam: Tensor) -> Tensor:
         """The times whose half log-SNR is ``lam``; differentiable."""

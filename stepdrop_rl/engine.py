@@ -177,7 +177,9 @@ class Engine:
     def _in_step(self, agent: FixedSchedule, times: Tensor, images: Tensor) -> Iterator[Finished | None]:
         """All samples at the same time: no coins, no state of their own."""
         told = None if agent.network_times is None else agent.network_times.to(times.device)
-        run = FixedPass(self.denoiser, self.solver, times, clip=self.clip, network_times=told)
+        run = FixedPass(
+            self.denoiser, self.solver, times, clip=self.clip, network_times=told, orders=agent.orders
+        )
         key: dict[str, Any] = {"seed": self.seed, "role": self.role}
         shape = self.denoiser.shape
         for ids in images.split(self.batch_size):

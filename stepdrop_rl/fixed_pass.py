@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stepdrop_rl.estimates import Clip, in_range
 from stepdrop_rl.models.denoiser import Denoiser
-from stepdrop_rl.solvers.base import Solver
+from stepdrop_rl.solvers.base import Solver, at_most
 
 Number = float | Tensor  # a tensor of no dimension, where gradients flow through it
 
@@ -28,6 +28,7 @@ class FixedPass:
         times: (K,) descending.
         clip: How clean estimates are kept in range.
         network_times: (K,) what the network is told instead of the times, or None.
+        orders: (K,) on how many evaluations jumps to the times look back at most; None: as the solver does.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class FixedPass:
         *,
         clip: Clip = "static",
         network_times: Tensor | None = None,
+        orders: Tensor | None = None,
     ) -> None:
         self.denoiser = denoiser
         self.solver = solver
@@ -55,7 +57,8 @@ class FixedPass:
             # Jump k starts at time k; the evaluations that lie behind it are k, k − 1, …
             jumps = torch.arange(len(times) - 1, device=times.device)
             behind = jumps.unsqueeze(1) - torch.arange(solver.history, device=times.device)
-            w = solver.weights(schedule, self.times[behind.clamp(min=0)], jumps + 1, self.times[1:])
+            count = at_most(jumps + 1, None if orders is None else orders[1:])
+            w = solver.weights(schedule, self.times[behind.clamp(min=0)], count, self.times[1:])
             self._of_x = _numbers(w.x)
             self._of_data = [] if w.data is None else [_numbers(row) for row in w.data]
             self._of_eps = [] if w.eps is None else [_numbers(row) for row in w.eps]

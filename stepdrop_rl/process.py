@@ -16,7 +16,7 @@ from stepdrop_rl.diffusion import CLEAN
 from stepdrop_rl.estimates import Clip, clip_of, estimate, rms
 from stepdrop_rl.gated import GatedRows
 from stepdrop_rl.models.denoiser import Denoiser
-from stepdrop_rl.solvers.base import Anchor, Solver
+from stepdrop_rl.solvers.base import Anchor, Solver, at_most
 from stepdrop_rl.timed import TimedRows
 
 
@@ -56,6 +56,7 @@ class DiffusionProcess:
         self.asked = () if projection is None else projection.features
         self._affine = None if projection is None else tuple(part.to(device) for part in projection[:2])
         self.num_features = 0 if projection is None else projection.matrix.shape[1]
+        self.history = solver.history
         self.relaxes = solver.history == 1  # none that looks back on half an evaluation
         depth = max(2, solver.history)  # the evidence looks back on two evaluations
         self._x = torch.zeros(num_rows, *denoiser.shape, device=device)
@@ -111,13 +112,13 @@ class DiffusionProcess:
         x_s = self._carried(rows, torch.where(clean, self._times[rows, 0], s.double()))
         return torch.where(clean.reshape(-1, 1, 1, 1), self._x0[rows, 0], x_s)
 
-    def _carried(self, rows: Tensor, target: Tensor) -> Tensor:
+    def _carried(self, rows: Tensor, target: Tensor, orders: Tensor | None = None) -> Tensor:
         """Images at real times, one jump from the anchors."""
         anchor = Anchor(
             self._x[rows],
             self._x0[rows],
             self._times[rows],
-            self._count[rows],
+            at_most(self._count[rows], orders),
             None if self._eps is None else self._eps[rows],
         )
         noise = None
@@ -137,12 +138,15 @@ class DiffusionProcess:
         return not flags.is_cuda and bool(flags.all())
 
     @torch.no_grad()
-    def evaluate(self, rows: Tensor, t: Tensor) -> None:
-        """Carry the rows to ``t``, call the network on just them, and remember what it said."""
+    def evaluate(self, rows: Tensor, t: Tensor, orders: Tensor | None = None) -> None:
+        """Carry the rows to ``t``, call the network on just them, and remember what it said.
+
+        ``orders`` (R,): evaluations that the jump there looks back on at most; None: the solver's history.
+        """
         fresh = self._count[rows] == 0  # a first evaluation happens where the sample starts
         x = self._x[rows]
         if not self._surely_all(fresh):
-            x = torch.where(fresh.reshape(-1, 1, 1, 1), x, self._carried(rows, t.double()))
+            x = torch.where(fresh.reshape(-1, 1, 1, 1), x, self._carried(rows, t.double(), orders))
         seen = estimate(self.denoiser, x, t, clip=self.clip, features=self.asked)
         self._clipped[rows] = seen.clipped
         self._eps_rms[rows] = rms(seen.predicted)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.base import Agent, PlanningAgent, RecurrentAgent
+from agents.base import Agent, PlanningAgent, RecurrentAgent, orders_of
 from agents.planned import Planned
 from envs.observation import Grid, observe
 from envs.philox import Stream, uniform
@@ -63,6 +63,8 @@ class Slots:
         self.price = torch.full((num_slots,), price, dtype=torch.float64, device=device)
         # Asking which rows are decided makes a GPU wait: there, all points are looked at together.
         self.stretch = STRETCH if device.type == "cpu" else len(times)
+        orders = orders_of(agent)
+        self.orders = None if orders is None else orders.to(device)
         # Whole schedules are known when a sample begins.
         self.plan = torch.zeros_like(self.evaluated) if isinstance(agent, Planned) else None
         self.planning = agent if isinstance(agent, PlanningAgent) else None
@@ -101,7 +103,8 @@ class Slots:
     def evaluate(self, rows: Tensor) -> None:
         """One network call: every row at the point that it stands at."""
         point = self.point[rows]
-        self.process.evaluate(rows, self.grid.times[point])
+        orders = None if self.orders is None else self.orders[point]
+        self.process.evaluate(rows, self.grid.times[point], orders)
         self.evaluated[rows, point] = True
 
     def decide(self, rows: Tensor) -> Tensor | None:

@@ -15,14 +15,18 @@ from copy import copy
 from torch import Tensor
 
 from stepdrop_rl.differentiable import DifferentiableRows
+from stepdrop_rl.solvers.base import at_most
 
 
 class TimedRows(DifferentiableRows):
     """An :class:`envs.protocols.TimedTrajectories`."""
 
-    def advance(self, s: Tensor) -> None:
-        """Jump to ``s``, (R,), each row below its last time, and evaluate there."""
-        self._x = self._jump(self._x, self._known, self._count, s)
+    def advance(self, s: Tensor, order: int | None = None) -> None:
+        """Jump to ``s``, (R,), each row below its last time, and evaluate there.
+
+        ``order``: evaluations that the jump looks back on at most; None: the solver's history.
+        """
+        self._x = self._jump(self._x, self._known, at_most(self._count, order), s)
         self._known = self._evaluated(self._x, s, self._known)
         self._count = self._count + 1
 

@@ -97,6 +97,14 @@ class Solver(ABC):
         return result
 
 
+def at_most(count: Tensor, orders: Tensor | int | None) -> Tensor:
+    """How many evaluations jumps look back on, (B,), of ``count`` (B,) that there are: ``orders`` at most.
+
+    A multistep solver that looks back on k evaluations has order k, so this is how its order is chosen.
+    """
+    return count if orders is None else torch.clamp(count, max=torch.as_tensor(orders, device=count.device))
+
+
 def data_weights(schedule: NoiseSchedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """Of x_t and of D in the data-prediction form, (B,)."""
     alpha_s, sigma_s = schedule.alpha_sigma(s)

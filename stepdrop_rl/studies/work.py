@@ -233,7 +233,7 @@ class Workshop:
             return Contender(shuffled(policy, group or None), judged["price"])
         if job.control == "mean_schedule":
             return Contender(mean_schedule(times, evaluated))
-        return Contender((dealt if job.control == "dealt" else coins)(times, evaluated))
+        return Contender((dealt if job.control == "dealt" else coins)(times, evaluated, policy.orders))
 
 
 def packed(evaluated: Tensor) -> Tensor:

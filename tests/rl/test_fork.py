@@ -469,6 +469,60 @@ def test_the_engine_draws_what_was_learned_from_two_looks(problem, tmp_path):
     assert len({b % 3 for b in taken}) > 1, "the second look tells samples apart"
 
 
+@pytest.mark.parametrize("stretches", [(), (0.5,)])
+def test_a_look_chooses_the_order_of_the_jump_that_follows(problem, tmp_path, stretches):
+    file = mixture_file(tmp_path / "m.json", [[950, 800, 500, 60], [950, 700, 400, 60]], [0.5, 0.5])
+    settings = {"plans": [file], "left": 2, "stretches": stretches, "orders": [1, 2], "updates": 0}
+    learner = learner_of(problem, "fork", solver="multistep3", keep_end=not stretches, **settings)[0]
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in learner.cascade.parameters():
+            parameter.add_(9 * torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
+    learner.learn(ROUND * 16, lambda decisions: True)
+    save_policy(tmp_path / "policy", policy_of(problem, learner))
+    policy = load_policy(tmp_path / "policy")
+    engine = engine_of(problem, policy, Role.POLICY_TRAINING, "multistep3")
+    samples = engine.sample(policy, BANK, price=policy.price_at(4))
+    options = [3] * (1 + len(stretches)) + [1, 2]
+    orders, taken = list(itertools.product(options, repeat=2)), set()
+    for plan in (0, 1):
+        times = [way.detach() for way in learner._times(plan)]
+        with torch.no_grad():
+            drawn = learner._draw(torch.arange(BANK), plan, stretched=True)
+        for i, evaluated in enumerate(samples.evaluated):
+            own = policy.times[evaluated]
+            if float((own[1] - times[0][1]).abs()) > 2e-3:
+                continue  # it has the other plan
+            assert policy.orders[evaluated][:2].tolist() == [3, 3]
+            jumps = tuple(policy.orders[evaluated][2:].tolist())
+            near = [b for b in range(len(times)) if orders[b] == jumps]
+            b = min(near, key=lambda b: float((times[b] - own).abs().max()))
+            torch.testing.assert_close(own, times[b], rtol=0, atol=2e-3)
+            torch.testing.assert_close(samples.images[i], drawn.results[b][i], rtol=0, atol=1e-3)
+            taken.add(jumps)
+    assert {first for first, _ in taken} == {second for _, second in taken} == {1, 2, 3}
+    # Its controls keep the orders: what is dealt is what was drawn, image by image, once all have come round.
+    given = dealt(samples.times, samples.evaluated, policy.orders)
+    given.shift = BANK
+    again = engine_of(problem, given, Role.POLICY_TRAINING, "multistep3").sample(given, BANK)
+    torch.testing.assert_close(again.images, samples.images, rtol=0, atol=1e-5)
+    assert shuffled(policy).orders is policy.orders
+
+
+def test_orders_that_cannot_be_chosen_are_refused(problem, tmp_path):
+    file = mixture_file(tmp_path / "m.json", [[950, 800, 500, 60]], [1.0])
+    for solver, orders in (("multistep3", [3]), ("multistep3", [1, 1]), ("multistep", [2]), ("ddim", [1])):
+        with pytest.raises(UserError, match="orders, besides the solver's own, are some of"):
+            learner_of(problem, "fork", solver=solver, plans=[file], left=2, orders=orders)
+    with pytest.raises(UserError, match="give 'fork' plans"):
+        learner_of(problem, "fork", orders=[1])
+    began = learner_of(problem, "fork", plans=[file], left=2, orders=[1])[0].state()
+    for orders in ([], [2]):
+        other = learner_of(problem, "fork", solver="multistep3", plans=[file], left=2, orders=orders)[0]
+        with pytest.raises(UserError, match="other schedules or branches"):
+            other.load_state(began)
+
+
 def test_it_spends_its_budget_whatever_it_is(problem, looked):
     policy = policy_of(problem, looked)
     engine = engine_of(problem, policy, Role.POLICY_TRAINING)
