@@ -138,6 +138,8 @@ def _members(file: str) -> tuple[int, list[list[float]], Tensor]:
         raise UserError(f"{file} holds schedules of training noises, none for others")
     if isinstance(plan, FixedSchedule):
         assert plan.times is not None
+        if plan.orders is not None:
+            raise UserError(f"{file} tells the orders of its jumps, which are the solver's own along a plan")
         return whole(plan.nfe), [plan.times.tolist()], torch.ones(1).double()
     assert isinstance(plan, Mixture)
     kept = plan.weights >= _LEAST_CHANCE

@@ -131,7 +131,7 @@ def text_or_none(raw: Mapping[str, Any], key: str) -> str | None:
 
 
 def read_schedule(raw: Mapping[str, Any], path: Path) -> FixedSchedule:
-    """What a schedule file holds, ``{schema, times[, solver, network_times, model_hash]}``.
+    """What a schedule file holds, ``{schema, times[, solver, network_times, orders, model_hash]}``.
 
     Raises:
         UserError: It is damaged.
@@ -155,5 +155,19 @@ def read_schedule(raw: Mapping[str, Any], path: Path) -> FixedSchedule:
     ):
         raise UserError(f"schedule {path}: network_times must be as many numbers as times")
     return FixedSchedule(
-        path.name, times, text_or_none(raw, "solver"), network_times, text_or_none(raw, "model_hash")
+        path.name,
+        times,
+        text_or_none(raw, "solver"),
+        network_times,
+        text_or_none(raw, "model_hash"),
+        _orders(raw.get("orders"), len(times), path),
     )
+
+
+def _orders(raw: object, count: int, path: Path) -> Tensor | None:
+    """Those of the jumps to the times of a file, where it has any."""
+    if raw is None:
+        return None
+    if not (isinstance(raw, list) and len(raw) == count and all(type(k) is int and k >= 1 for k in raw)):
+        raise UserError(f"schedule {path}: orders must be as many whole numbers as times, 1 at least")
+    return torch.tensor(raw)

@@ -35,6 +35,11 @@ def test_a_list_of_times_is_run_unrounded(model):
     assert (agent.name, agent.nfe, agent.solver) == ("3 given times", 3, None)
 
 
+def test_a_file_may_tell_the_orders_of_jumps(tmp_path, model):
+    assert made(written(tmp_path, orders=[1, 2, 1]), model).orders.tolist() == [1, 2, 1]
+    assert made(written(tmp_path), model).orders is None
+
+
 def test_names_that_are_not_given_are_left_to_others(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "uniform").write_text("a file that is called like a spacing")
@@ -56,6 +61,10 @@ def test_names_that_are_not_given_are_left_to_others(tmp_path, monkeypatch):
         ({"network_times": "987"}, "damaged"),
         ({"times": [900, float("nan")]}, "times must descend"),
         ({"times": []}, "times must descend"),
+        ({"orders": 2}, "orders must be as many whole numbers as times"),
+        ({"orders": [2, 2]}, "orders must be as many whole numbers as times"),
+        ({"orders": [2, 2, 0]}, "orders must be as many whole numbers as times, 1 at least"),
+        ({"orders": [2, 2.0, True]}, "orders must be as many whole numbers as times"),
         ({"schema": "stepdrop_rl.mixture/1", "schedules": ["987"]}, "damaged"),
         ({"schema": "stepdrop_rl.mixture/1", "schedules": [[900, float("nan")]]}, "must descend"),
         ({"schema": "stepdrop_rl.mixture/1", "schedules": [TIMES], "weights": [True]}, "damaged"),
