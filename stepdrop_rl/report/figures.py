@@ -254,10 +254,13 @@ def images_by_evaluations(samples: Samples, count: int = 12) -> Figure | None:
     return _image_rows(rows, count) if len(rows) > 1 else None
 
 
-def images_by_schedule(samples: Samples, count: int = 12, most: int = 6) -> Figure | None:
+def images_by_schedule(
+    samples: Samples, orders: Tensor | None = None, count: int = 12, most: int = 6
+) -> Figure | None:
     """Images that got the same whole schedule side by side: a row for each of the ``most`` that are usual.
 
-    Rows are ordered by evaluations, and told apart by the last three times. None where all got the same.
+    Rows are ordered by evaluations, and told apart by the last three times and, where ``orders`` (N,) of the
+    jumps to the grid's points are given, by those that are lower than others. None where all got the same.
     """
     schedules, which, images_of_it = samples.evaluated.unique(dim=0, return_inverse=True, return_counts=True)
     if len(schedules) < 2:
@@ -265,9 +268,12 @@ def images_by_schedule(samples: Samples, count: int = 12, most: int = 6) -> Figu
     usual = images_of_it.argsort(descending=True)[:most].tolist()
     rows = []
     for k in sorted(usual, key=lambda k: (int(schedules[k].sum()), *samples.times[schedules[k]].tolist())):
-        times = samples.times[schedules[k]].tolist()
+        times = [f"{t:.0f}" for t in samples.times[schedules[k]].tolist()]
+        if orders is not None:
+            lower = [f" (order {o})" if o < int(orders.max()) else "" for o in orders[schedules[k]].tolist()]
+            times = [t + told for t, told in zip(times, lower, strict=True)]
         share = float(images_of_it[k]) / len(which)
-        last = ", ".join(f"{t:.0f}" for t in times[-3:])
+        last = ", ".join(times[-3:])
         rows.append((f"{len(times)}: … {last}\n{share:.0%} of images", samples.images[which == k][:count]))
     return _image_rows(rows, count)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.base import RecurrentAgent
+from agents.base import RecurrentAgent, orders_of
 from agents.controls import coins, dealt, habit, mean_schedule, shuffled
 from agents.fixed import whole
 from agents.policy import LearnedPolicy
@@ -176,7 +176,8 @@ class Workshop:
         if job.name in self.config.policies and job.control is None:
             tensors = {"evaluated": packed(samples.evaluated), "times": samples.times}
             save_tensors(path.with_suffix(".safetensors"), tensors)
-            figure = images_by_schedule(samples) if job.seed == 0 else None
+            orders = orders_of(contender.agent)
+            figure = images_by_schedule(samples, orders) if job.seed == 0 else None
             if figure is not None:
                 write_bytes(path.with_suffix(".png"), png(figure))
 

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from matplotlib.text import Text
 from torch import Tensor
 
 from agents.base import orders_of
 from agents.fixed import FixedSchedule
 from agents.planned import Dealt
 from stepdrop_rl.engine import Engine
+from stepdrop_rl.report.figures import images_by_schedule
 from stepdrop_rl.solvers import make_solver
 
 from .conftest import exact, mixture_process
@@ -81,3 +83,19 @@ def test_samples_of_a_batch_have_orders_of_their_own() -> None:
         for mask in masks
     )
     assert float((one.images - other.images).abs().max()) > 1e-3
+
+
+def test_the_picture_of_who_gets_what_tells_lower_orders() -> None:
+    times = torch.tensor([950.5, 150.502, 150.5, 31.5], dtype=torch.float64)
+    orders = torch.tensor([3, 1, 3, 3])
+    masks = torch.ones(2, len(times), dtype=torch.bool)
+    masks[0, 2] = masks[1, 1] = False
+    samples = engine("multistep3", times).sample(Dealt("both", times, masks, orders), COUNT)
+    samples.images.clamp_(-1, 1)
+    told = {}
+    for name, given in (("with", orders), ("without", None)):
+        figure = images_by_schedule(samples, given)
+        assert figure is not None
+        words = " ".join(text.get_text() for text in figure.findobj(Text))
+        told[name] = [words.count("151 (order 1)"), words.count("(order"), words.count("50% of images")]
+    assert told == {"with": [1, 1, 2], "without": [0, 0, 2]}
