@@ -5,7 +5,7 @@ the last evaluation, share what that leaves as they did. The next look does the 
 branches cost what the schedule costs. Where the last evaluation's time is to stay, the gaps before it alone
 are moved: how sharp images end is what judges disagree about first. Or a look may choose on how many
 evaluations the jump that follows it looks back, the order of a multistep solver: where estimates bend, a
-sample is carried farther or less far by the same evaluations.
+sample is carried farther or less far by the same evaluations. Schedules may tell the orders of their jumps.
 
 Shapes: R schedules; K evaluations of one.
 """
@@ -44,7 +44,10 @@ class Endings(Plans):
         stretches: s of the options of a look; the first one, 0, goes without saying.
         looks: How many follow one another, ``left`` at most; fewer, where the end stays.
         keep_end: The last evaluation's time stays.
-        orders: What the options that follow the stretches make the jump's order; theirs is the solver's own.
+        orders: What the options that follow the stretches make the jump's order; the solver's own, where
+            that is the schedule's already.
+        homes: Of each schedule the orders of the jumps to its evaluations, (K,), where it tells them; None:
+            the solver's own.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Endings(Plans):
         looks: int = 1,
         keep_end: bool = False,
         orders: Sequence[int] = (),
+        homes: Sequence[Tensor | None] = (),
     ) -> None:
         branches = (1 + len(stretches) + len(orders)) ** looks
         super().__init__(counts, [len(lam) for lam in schedules], weights, [0] * branches, left, looks)
@@ -68,6 +72,10 @@ class Endings(Plans):
         self.register_buffer("branching", torch.tensor([left, looks, keep_end, *stretches]).double())
         if orders:
             self.register_buffer("jumps", torch.tensor(self.other_orders))
+        self.homes = list(homes) or [None] * len(schedules)
+        for row, home in enumerate(self.homes):
+            if home is not None:
+                self.register_buffer(f"home{row}", home)
 
     def require(self, stored: Mapping[str, Tensor]) -> None:
         """:class:`UserError` where a run had other schedules or branches, those ``stored``."""
@@ -92,11 +100,16 @@ class Endings(Plans):
 
     def orders(self, row: int) -> list[list[int | None]] | None:
         """Those of the jumps to every branch's evaluations."""
-        if not self.other_orders:
+        told, fork = self.homes[row], self.fork(row)
+        if told is None and not self.other_orders:
             return None
-        options = [*[None] * (1 + len(self.stretches)), *self.other_orders]
-        before, after = [None] * self.fork(row), [None] * (self.left - self.looks)
-        return [[*before, *chosen, *after] for chosen in itertools.product(options, repeat=self.looks)]
+        home: list[int | None] = [None] * self.sizes[row] if told is None else told.tolist()
+        before, decided, after = home[:fork], home[fork : fork + self.looks], home[fork + self.looks :]
+        options = [
+            [*[own] * (1 + len(self.stretches)), *(None if k == own else k for k in self.other_orders)]
+            for own in decided
+        ]
+        return [[*before, *chosen, *after] for chosen in itertools.product(*options)]
 
 
 def _moved(lam: Tensor, at: int, by: float) -> Tensor:
@@ -131,21 +144,19 @@ def _stretched(lam: Tensor, at: int, s: float, keep_end: bool) -> Tensor:
     return torch.cat((lam[:at], lam[at - 1] + gaps.cumsum(0)[:-1], lam[len(ends) - 1 :]))
 
 
-def _members(file: str) -> tuple[int, list[list[float]], Tensor]:
-    """A file's budget, its schedules that are dealt often enough, and their chances, (R,)."""
+def _members(file: str) -> tuple[int, list[list[float]], Tensor, Tensor | None]:
+    """A file's budget, its schedules that are dealt often enough, their chances, (R,), and orders, (K,)."""
     plan = read_plan(Path(file))
     if isinstance(plan, Oracle):
         raise UserError(f"{file} holds schedules of training noises, none for others")
     if isinstance(plan, FixedSchedule):
         assert plan.times is not None
-        if plan.orders is not None:
-            raise UserError(f"{file} tells the orders of its jumps, which are the solver's own along a plan")
-        return whole(plan.nfe), [plan.times.tolist()], torch.ones(1).double()
+        return whole(plan.nfe), [plan.times.tolist()], torch.ones(1).double(), plan.orders
     assert isinstance(plan, Mixture)
     kept = plan.weights >= _LEAST_CHANCE
     chances = plan.weights[kept]
     schedules = [times for times, keep in zip(plan.schedules, kept.tolist(), strict=True) if keep]
-    return whole(plan.nfe), schedules, chances / chances.sum()
+    return whole(plan.nfe), schedules, chances / chances.sum(), None
 
 
 def grid_for(files: Sequence[str], grid: Grid, process: ReverseProcess) -> Grid:
@@ -187,16 +198,17 @@ def read_endings(
         lam = process.lam(grid.times.new_tensor(times))
         return ((lam - grid.lam[0]) / (grid.lam[-1] - grid.lam[0])).clamp(min=0).cpu()
 
-    given: dict[int, list[tuple[list[list[float]], Tensor]]] = {}
+    given: dict[int, list[tuple[list[list[float]], Tensor, Tensor | None]]] = {}
     for file in files:
-        count, schedules, chances = _members(file)
+        count, schedules, chances, home = _members(file)
         if min(len(times) for times in schedules) <= left:
             raise UserError(f"{file} has a schedule of {left} evaluations or fewer, which cannot fork")
         if any(abs(times[0] - start) > _SAME_TIME for times in schedules):
             raise UserError(f"{file} begins elsewhere than at {start:g}, where the policy's grid begins")
-        given.setdefault(count, []).append((schedules, chances))
+        given.setdefault(count, []).append((schedules, chances, home))
     counts = sorted(given)
-    lams = [lam_of(times) for count in counts for found, _ in given[count] for times in found]
-    dealt = [torch.cat([chances / len(given[count]) for _, chances in given[count]]) for count in counts]
+    each = [(times, home) for count in counts for found, _, home in given[count] for times in found]
+    lams, homes = [lam_of(times) for times, _ in each], [home for _, home in each]
+    dealt = [torch.cat([chances / len(given[count]) for _, chances, _ in given[count]]) for count in counts]
     weights = torch.block_diag(*(chances.unsqueeze(0) for chances in dealt))
-    return Endings(counts, lams, weights, left, stretches, looks, keep_end, orders)
+    return Endings(counts, lams, weights, left, stretches, looks, keep_end, orders, homes)

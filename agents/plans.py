@@ -11,6 +11,7 @@ grid.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -92,14 +93,19 @@ class Plans(nn.Module, ABC):
         Raises:
             UserError: Two plans come to the same point by jumps of different orders.
         """
-        found = torch.zeros(points + 1, dtype=torch.int64)
+        told = [self.orders(row) for row in range(len(table))]
+        if not any(told):
+            return None
+        found = torch.zeros(points, dtype=torch.int64)
+        found[0] = own  # no jump leads there
         for row, branches in enumerate(table):
-            for way, orders in zip(branches, self.orders(row) or [], strict=False):
-                for point, order in zip(way.tolist(), orders, strict=False):
+            own_alone = itertools.repeat([None] * self.sizes[row])
+            for way, orders in zip(branches, told[row] or own_alone, strict=False):
+                for point, order in zip(way[1:].tolist(), orders[1:], strict=False):
                     if found[point] not in (0, order or own):
                         raise UserError("two plans come to the same time by jumps of different orders")
                     found[point] = order or own
-        return found[:-1].clamp(min=1) if bool(found.any()) else None
+        return found.clamp(min=1)
 
 
 def shares(gaps: Tensor) -> Tensor:

@@ -25,13 +25,15 @@ def run(config: SearchConfig) -> None:
     from stepdrop_rl.device import resolve_device
     from stepdrop_rl.models.unet import load_model
     from stepdrop_rl.runs import run_folder
-    from stepdrop_rl.search_ground import ModelGround
+    from stepdrop_rl.search_ground import ModelGround, require_lower
     from stepdrop_rl.solvers import make_solver
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import require_writable, write_json
 
     method = make_search(config.method)
+    order = read_search(config.method).order
     solver = make_solver(config.solver)
+    require_lower(order, solver, config.solver)
     device = resolve_device(config.device)
     model = load_model(
         config.model or config.data.name, device, precision=config.precision, dataset=config.data.name
@@ -41,7 +43,9 @@ def run(config: SearchConfig) -> None:
         Path(config.output) if config.output else run_folder(model.info.dataset, "schedules") / f"{name}.json"
     )
     require_writable(path.parent)  # said now, not after the search
-    ground = ModelGround(model, solver, config.data, clip=config.clip, extractor=config.extractor)
+    ground = ModelGround(
+        model, solver, config.data, clip=config.clip, extractor=config.extractor, order=order
+    )
     with start_run(
         f"search-{name}", mode=config.tracking, config=asdict(config), tags={"command": "search"}
     ) as tracker:
@@ -50,7 +54,7 @@ def run(config: SearchConfig) -> None:
         seconds = time.monotonic() - began
         for times in [found.times, *(times for _, times in found.components), *found.per_image]:
             model.denoiser.schedule.check_times(torch.tensor(times, dtype=torch.float64))
-        schedule = _times_record(found, name, config.solver) | {
+        schedule = _times_record(found, name, config.solver, order) | {
             "method": config.method,
             "model_hash": model.hash,
             "clip": config.clip,
@@ -90,7 +94,7 @@ def run(config: SearchConfig) -> None:
         print(where)
 
 
-def _times_record(found: Found, name: str, solver: str) -> dict[str, Any]:
+def _times_record(found: Found, name: str, solver: str, order: int | None) -> dict[str, Any]:
     """The schedule's or the mixture's own part of the file."""
     from agents.fixed import SCHEDULE_SCHEMA
     from agents.planned import Mixture, Oracle, mixture_record, oracle_record
@@ -103,6 +107,8 @@ def _times_record(found: Found, name: str, solver: str) -> dict[str, Any]:
     record: dict[str, Any] = {"schema": SCHEDULE_SCHEMA, "solver": solver, "times": found.times}
     if found.network_times is not None:
         record["network_times"] = found.network_times
+    if order is not None:
+        record["orders"] = [order] * len(found.times)
     return record
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from agents.base import TimeScale
 from agents.search.base import Trajectory
+from envs.errors import UserError
 from envs.philox import Role, Stream, normal
 from stepdrop_rl.config import DataConfig, RewardName
 from stepdrop_rl.data import to_float
@@ -28,6 +29,12 @@ from stepdrop_rl.teacher import BANK_SEED
 _BATCH = 256
 
 
+def require_lower(order: int | None, solver: Solver, name: str) -> None:
+    """:class:`UserError` where an order of a search is not below that of the solver called ``name``."""
+    if order is not None and order >= solver.history:
+        raise UserError(f"{name} has order {solver.history}: a search's order must be lower, not {order}")
+
+
 class ModelGround:
     """The noise is the teacher bank's; the features are the reward's, never a judge's.
 
@@ -37,6 +44,7 @@ class ModelGround:
         data: Where the images are that the model learned from.
         clip: How clean estimates are kept in range.
         extractor: What features are of.
+        order: On how many evaluations the solver's jumps look back at most; None: as many as it does.
     """
 
     def __init__(
@@ -47,10 +55,12 @@ class ModelGround:
         *,
         clip: Clip = "static",
         extractor: RewardName = "reward",
+        order: int | None = None,
     ) -> None:
         self.model = model
         self.solver = solver
         self.clip = clip
+        self.order = order
         self.scale: TimeScale = model.denoiser.schedule
         self._schedule = model.denoiser.schedule
         self.t_start, self.t_end = model.info.t_start, model.info.t_end
@@ -108,7 +118,10 @@ class ModelGround:
         """Results of a schedule for these images; differentiable in both kinds of times."""
         times = times.to(self.device)
         told = None if network_times is None else network_times.to(self.device)
-        run = FixedPass(self.model.denoiser, self.solver, times, clip=self.clip, network_times=told)
+        orders = None if self.order is None else torch.full((len(times),), self.order)
+        run = FixedPass(
+            self.model.denoiser, self.solver, times, clip=self.clip, network_times=told, orders=orders
+        )
         results = []
         for part in torch.tensor(list(images), device=self.device).split(_BATCH):
 

@@ -71,18 +71,21 @@ def _check(config: StudyConfig) -> None:
     from envs.registry import unknown_name
     from stepdrop_rl.arena import TUNED
     from stepdrop_rl.policies import given
+    from stepdrop_rl.search_ground import require_lower
     from stepdrop_rl.solvers import make_solver
     from stepdrop_rl.studies.plan import baselines_of
 
-    for solver in config.solvers:
-        make_solver(solver)
+    solvers = {name: make_solver(name) for name in config.solvers}
     for name, entry in config.policies.items():
         ALGORITHMS[entry.get("algo", name)]
     for name in config.searches:
-        if read_search(name)[0] in ORACLES:
+        reference = read_search(name)
+        if reference.method in ORACLES:
             raise UserError(
                 f"{name} finds schedules of training noises: experts to clone, no rivals to judge"
             )
+        for called, solver in solvers.items():
+            require_lower(reference.order, solver, called)
     for name, plan in baselines_of(config).items():
         if plan is None:
             if name.endswith(TUNED) and given(name.removesuffix(TUNED)) is not None:

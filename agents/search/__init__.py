@@ -4,14 +4,15 @@ A new method is a module with ``search(nfe, ground, seed) -> Found`` and a line 
 the model is :class:`agents.search.base.Ground`; the noise it sees is that of training, never the judge's.
 ``ORACLES`` find a schedule for each of these noises, of no use on others; those of ``ORDER_1`` search with
 order-1 (DDIM) jumps, whatever the solver that will run what they find. A method of ``LENGTHENED`` may be told
-to search for longer, ``energy:effort=8``: with so many times its own network evaluations, roughly.
+to search for longer, ``energy:effort=8``: with so many times its own network evaluations, roughly. One of
+``ORDERED`` may be told to let jumps look back on fewer evaluations than the solver does, ``energy:order=2``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from envs.errors import UserError
 from envs.reference import Parser, number, read_reference
@@ -37,6 +38,18 @@ SEARCHES = Registry(
 ORACLES = frozenset({"oss_oracle"})
 ORDER_1 = frozenset({"gits", "oss", "oss_oracle"})
 LENGTHENED = frozenset({"ld3", "energy", "blackbox", "mixture"})
+ORDERED = frozenset({"ld3", "energy", "blackbox"})
+
+
+class SearchReference(NamedTuple):
+    """A method of search by name, how long it searches, and on how many evaluations jumps look back at most.
+
+    ``order`` None: as many as the solver does.
+    """
+
+    method: str
+    effort: float = 1.0
+    order: int | None = None
 
 
 def _effort(text: str) -> float:
@@ -46,20 +59,32 @@ def _effort(text: str) -> float:
     return effort
 
 
+def _order(text: str) -> int:
+    order = number(text)
+    if order < 1 or order != int(order):
+        raise UserError(f"must be a whole number, 1 at least, not '{text}'")
+    return int(order)
+
+
 def _settings_of(method: str) -> Mapping[str, Parser]:
     SEARCHES[method]  # there must be one of this name
-    return {"effort": _effort} if method in LENGTHENED else {}
+    lengthened: dict[str, Parser] = {"effort": _effort} if method in LENGTHENED else {}
+    return lengthened | ({"order": _order} if method in ORDERED else {})
 
 
-def read_search(reference: str) -> tuple[str, float]:
-    """The method that ``reference`` names, and its effort; :class:`UserError` where there is no such one."""
+def read_search(reference: str) -> SearchReference:
+    """What ``reference`` names; :class:`UserError` where there is no such method or setting."""
     method, values = read_reference("search method", reference, _settings_of)
-    return method, values.get("effort", 1.0)
+    return SearchReference(method, values.get("effort", 1.0), values.get("order"))
 
 
 def make_search(reference: str) -> Search:
-    """Return the search that ``reference`` names; :class:`UserError` as of :func:`read_search`."""
-    method, effort = read_search(reference)
+    """Return the search that ``reference`` names; its order is the ground's matter.
+
+    Raises:
+        UserError: As of :func:`read_search`.
+    """
+    method, effort, _ = read_search(reference)
     search = SEARCHES.load(method)
     found: Search = partial(search, effort=effort) if method in LENGTHENED else search
     return found

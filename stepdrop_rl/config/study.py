@@ -30,7 +30,8 @@ class StudyConfig(CommonConfig):
         policies: Name to {algo, seeds: how many, nfe: budgets if not all, plans: the search, or several,
             whose results 'fork' begins with, start_from: the policy before it whose run of the same seed
             it starts from, train: options of train_policy}.
-        searches: Methods of search, at whole budgets; energy:effort=8 searches for so much longer.
+        searches: Methods of search, at whole budgets; energy:effort=8 searches for so much longer,
+            energy:order=2 with jumps of a lower order than the solver's.
         baselines: Agents of a budget; a * after the name: with the last time that suits it best. A file or
             a list of times is judged at the budget that is its count, with its solver.
         controls: What is taken away from each policy (its first seed) in turn: mode, mean_schedule, habit

@@ -170,7 +170,7 @@ def _search_cost(reference: str, nfe: float) -> float:
     """Of one search: what it draws once, and trajectories of ``nfe`` evaluations; xue draws nothing."""
     from agents.search import blackbox, energy, gits, ld3, mixture, oss, read_search
 
-    method, effort = read_search(reference)
+    method, effort, _ = read_search(reference)
     once = {
         "gits": gits.NUM_IMAGES * gits.GRID,
         "oss": oss.NUM_IMAGES * oss.GRID**2 // 2,
@@ -217,7 +217,8 @@ def _episode_cost(training: TrainPolicyConfig) -> float:
         h = {**ForkLearner.defaults, **training.hyperparameters}
         plan = (h["min_nfe"] + h["max_nfe"]) / 2
         if h["plans"]:  # given: branches part at every look, and all cost the same
-            options, looks, left = 1 + len(h["stretches"]), int(h["looks"]), int(h["left"])
+            options = 1 + len(h["stretches"]) + len(h["orders"])
+            looks, left = int(h["looks"]), int(h["left"])
             return _LOOK_NFE - left + sum(options ** min(k, looks) for k in range(1, left + 1))
         sides, share = 2 * h["width"], float(h["times_share"])
         times = _GRADIENT * (plan + sides * h["left"])

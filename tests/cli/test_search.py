@@ -151,6 +151,25 @@ def test_searches_clip_and_look_as_they_are_told(monkeypatch, capsys, method, se
     assert values[0] in capsys.readouterr().err
 
 
+def test_a_search_with_jumps_of_a_lower_order_finds_what_that_orders_own_solver_does(monkeypatch):
+    for name, small in (("NUM_TRAINING", 32), ("NUM_REAL", 64), ("STEPS", 2)):
+        monkeypatch.setattr(energy, name, small)
+    found = {}
+    for method, solver in (
+        ("energy:order=2", "multistep3"),
+        ("energy", "multistep"),
+        ("energy", "multistep3"),
+    ):
+        argv = ["--method", method, "--solver", solver, "--nfe", 4, "--tracking", "none"]
+        assert call("search", *argv, "--output", "s.json") == 0
+        found[method, solver] = read_json("s.json")
+    lower = found["energy:order=2", "multistep3"]
+    assert lower["times"] == pytest.approx(found["energy", "multistep"]["times"], rel=1e-5)
+    assert lower["times"] != pytest.approx(found["energy", "multistep3"]["times"], rel=1e-5)
+    assert (lower["solver"], lower["orders"]) == ("multistep3", [2] * 4)
+    assert "orders" not in found["energy", "multistep3"]
+
+
 def test_times_that_the_network_is_told_are_checked(capsys):
     schedule = {"schema": "stepdrop_rl.schedule/1", "solver": None, "times": [900, 300]}
     for told, said in (([900], "as many numbers as times"), ([900, 2000], r"must lie in [0, 999]")):
@@ -164,6 +183,7 @@ def test_wrong_methods_budgets_and_solvers_are_said(capsys):
         (["--method", "git"], "did you mean 'gits'"),
         (["--nfe", "0"], "nfe must be at least 1"),
         (["--solver", "dim"], "did you mean 'ddim'"),
+        (["--method", "energy:order=2"], "multistep has order 2: a search's order must be lower, not 2"),
     ):
         assert call("search", *argv) == 2
         err = capsys.readouterr().err

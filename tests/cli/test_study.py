@@ -180,6 +180,7 @@ def test_workers_stop_in_good_order_and_go_on(tmp_path):
         ({"baselines": ["cheap.json*"]}, "a * is for spacings"),
         ({"baselines": ["cheap.json"], "solvers": ["ddim"]}, "was made for solver 'multistep'"),
         ({"searches": ["oss_oracle"]}, "experts to clone"),
+        ({"searches": ["energy:order=2"]}, "multistep has order 2: a search's order must be lower"),
         ({"workers": 0}, "workers must be at least 1"),
         ({"num_samples": 129}, "must be a multiple of blocks"),
     ],

@@ -9,6 +9,7 @@ import torch
 from agents.base import PlanningAgent
 from agents.controls import dealt, habit, mean_schedule, shuffled
 from agents.endings import Endings
+from agents.fixed import SCHEDULE_SCHEMA
 from agents.fork import Fork
 from agents.gate import Gate
 from agents.looks import Looks, deal
@@ -469,10 +470,16 @@ def test_the_engine_draws_what_was_learned_from_two_looks(problem, tmp_path):
     assert len({b % 3 for b in taken}) > 1, "the second look tells samples apart"
 
 
+@pytest.mark.parametrize("told", [None, [3, 2, 2, 1]])
 @pytest.mark.parametrize("stretches", [(), (0.5,)])
-def test_a_look_chooses_the_order_of_the_jump_that_follows(problem, tmp_path, stretches):
-    file = mixture_file(tmp_path / "m.json", [[950, 800, 500, 60], [950, 700, 400, 60]], [0.5, 0.5])
-    settings = {"plans": [file], "left": 2, "stretches": stretches, "orders": [1, 2], "updates": 0}
+def test_a_look_chooses_the_order_of_the_jump_that_follows(problem, tmp_path, stretches, told):
+    """Of a schedule that tells the orders of its jumps, too."""
+    one = mixture_file(tmp_path / "m.json", [[950, 800, 500, 60]], [1.0])
+    other = str(tmp_path / "s.json")
+    record = {"schema": SCHEDULE_SCHEMA, "times": [950, 700, 400, 60]}
+    write_json(other, record if told is None else record | {"orders": told})
+    homes = [[3] * 4, told or [3] * 4]
+    settings = {"plans": [one, other], "left": 2, "stretches": stretches, "orders": [1, 2], "updates": 0}
     learner = learner_of(problem, "fork", solver="multistep3", keep_end=not stretches, **settings)[0]
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -483,9 +490,13 @@ def test_a_look_chooses_the_order_of_the_jump_that_follows(problem, tmp_path, st
     policy = load_policy(tmp_path / "policy")
     engine = engine_of(problem, policy, Role.POLICY_TRAINING, "multistep3")
     samples = engine.sample(policy, BANK, price=policy.price_at(4))
-    options = [3] * (1 + len(stretches)) + [1, 2]
-    orders, taken = list(itertools.product(options, repeat=2)), set()
-    for plan in (0, 1):
+    # What is the schedule's own already stands for the solver's.
+    options = {
+        k: [k] * (1 + len(stretches)) + [3 if k == other else other for other in (1, 2)] for k in (1, 2, 3)
+    }
+    taken = set()
+    for plan, home in enumerate(homes):
+        orders = list(itertools.product(options[home[2]], options[home[3]]))
         times = [way.detach() for way in learner._times(plan)]
         with torch.no_grad():
             drawn = learner._draw(torch.arange(BANK), plan, stretched=True)
@@ -493,7 +504,7 @@ def test_a_look_chooses_the_order_of_the_jump_that_follows(problem, tmp_path, st
             own = policy.times[evaluated]
             if float((own[1] - times[0][1]).abs()) > 2e-3:
                 continue  # it has the other plan
-            assert policy.orders[evaluated][:2].tolist() == [3, 3]
+            assert policy.orders[evaluated][:2].tolist() == [3, home[1]]
             jumps = tuple(policy.orders[evaluated][2:].tolist())
             near = [b for b in range(len(times)) if orders[b] == jumps]
             b = min(near, key=lambda b: float((times[b] - own).abs().max()))

@@ -397,14 +397,18 @@ def test_effort_multiplies_a_searchs_evaluations(method, monkeypatch):
 
 
 def test_an_effort_that_makes_no_sense_is_refused():
-    assert read_search("oss") == ("oss", 1.0)
-    assert read_search("energy:effort=8") == ("energy", 8.0)
+    assert read_search("oss") == ("oss", 1.0, None)
+    assert read_search("energy:effort=8") == ("energy", 8.0, None)
+    assert read_search("energy:order=2:effort=8") == ("energy", 8.0, 2)
     for reference, said in [
         ("energi", "did you mean 'energy'"),
         ("energy:effort=0", "must be positive"),
         ("energy:effort=much", "needs a number"),
         ("energy:steps=8", "unknown setting"),
         ("xue:effort=2", "takes no settings"),
+        ("energy:order=1.5", "must be a whole number"),
+        ("energy:order=0", "must be a whole number"),
+        ("mixture:order=2", "unknown setting"),
     ]:
         with pytest.raises(UserError, match=said):
             read_search(reference)
