@@ -11,7 +11,6 @@ grid.
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -99,8 +98,8 @@ class Plans(nn.Module, ABC):
         found = torch.zeros(points, dtype=torch.int64)
         found[0] = own  # no jump leads there
         for row, branches in enumerate(table):
-            own_alone = itertools.repeat([None] * self.sizes[row])
-            for way, orders in zip(branches, told[row] or own_alone, strict=False):
+            own_alone: list[list[int | None]] = [[None] * self.sizes[row]] * len(branches)
+            for way, orders in zip(branches, told[row] or own_alone, strict=True):
                 for point, order in zip(way[1:].tolist(), orders[1:], strict=False):
                     if found[point] not in (0, order or own):
                         raise UserError("two plans come to the same time by jumps of different orders")
