@@ -65,10 +65,11 @@ def habit(policy: LearnedPolicy, count: int) -> FixedSchedule:
     Raises:
         UserError: It has no such habit.
     """
-    times = policy.habit(count)
-    if times is None:
+    points = policy.habit(count)
+    if points is None or policy.times is None:
         raise UserError(f"a {policy.name} policy plans nothing: it has no habit")
-    return FixedSchedule("habit", times)
+    orders = None if policy.orders is None else policy.orders[points]
+    return FixedSchedule("habit", policy.times[points], orders=orders)
 
 
 def coins(times: Tensor, evaluated: Tensor, orders: Tensor | None = None) -> SkipCurve:

@@ -46,8 +46,7 @@ class Endings(Plans):
         keep_end: The last evaluation's time stays.
         orders: What the options that follow the stretches make the jump's order; the solver's own, where
             that is the schedule's already.
-        homes: Of each schedule the orders of the jumps to its evaluations, (K,), where it tells them; None:
-            the solver's own.
+        told: Of each schedule the orders of the jumps to its evaluations, (K,); None: the solver's own.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class Endings(Plans):
         looks: int = 1,
         keep_end: bool = False,
         orders: Sequence[int] = (),
-        homes: Sequence[Tensor | None] = (),
+        told: Sequence[Tensor | None] = (),
     ) -> None:
         branches = (1 + len(stretches) + len(orders)) ** looks
         super().__init__(counts, [len(lam) for lam in schedules], weights, [0] * branches, left, looks)
@@ -72,10 +71,10 @@ class Endings(Plans):
         self.register_buffer("branching", torch.tensor([left, looks, keep_end, *stretches]).double())
         if orders:
             self.register_buffer("jumps", torch.tensor(self.other_orders))
-        self.homes = list(homes) or [None] * len(schedules)
-        for row, home in enumerate(self.homes):
-            if home is not None:
-                self.register_buffer(f"home{row}", home)
+        self.told = list(told) or [None] * len(schedules)
+        for row, own in enumerate(self.told):
+            if own is not None:
+                self.register_buffer(f"told{row}", own)  # kept with a run, as jumps are
 
     def require(self, stored: Mapping[str, Tensor]) -> None:
         """:class:`UserError` where a run had other schedules or branches, those ``stored``."""
@@ -100,11 +99,11 @@ class Endings(Plans):
 
     def orders(self, row: int) -> list[list[int | None]] | None:
         """Those of the jumps to every branch's evaluations."""
-        told, fork = self.homes[row], self.fork(row)
+        told, fork = self.told[row], self.fork(row)
         if told is None and not self.other_orders:
             return None
-        home: list[int | None] = [None] * self.sizes[row] if told is None else told.tolist()
-        before, decided, after = home[:fork], home[fork : fork + self.looks], home[fork + self.looks :]
+        along: list[int | None] = [None] * self.sizes[row] if told is None else told.tolist()
+        before, decided, after = along[:fork], along[fork : fork + self.looks], along[fork + self.looks :]
         options = [
             [*[own] * (1 + len(self.stretches)), *(None if k == own else k for k in self.other_orders)]
             for own in decided
@@ -200,15 +199,15 @@ def read_endings(
 
     given: dict[int, list[tuple[list[list[float]], Tensor, Tensor | None]]] = {}
     for file in files:
-        count, schedules, chances, home = _members(file)
+        count, schedules, chances, told = _members(file)
         if min(len(times) for times in schedules) <= left:
             raise UserError(f"{file} has a schedule of {left} evaluations or fewer, which cannot fork")
         if any(abs(times[0] - start) > _SAME_TIME for times in schedules):
             raise UserError(f"{file} begins elsewhere than at {start:g}, where the policy's grid begins")
-        given.setdefault(count, []).append((schedules, chances, home))
+        given.setdefault(count, []).append((schedules, chances, told))
     counts = sorted(given)
-    each = [(times, home) for count in counts for found, _, home in given[count] for times in found]
-    lams, homes = [lam_of(times) for times, _ in each], [home for _, home in each]
+    each = [(times, told) for count in counts for found, _, told in given[count] for times in found]
+    lams, orders_told = [lam_of(times) for times, _ in each], [told for _, told in each]
     dealt = [torch.cat([chances / len(given[count]) for _, chances, _ in given[count]]) for count in counts]
     weights = torch.block_diag(*(chances.unsqueeze(0) for chances in dealt))
-    return Endings(counts, lams, weights, left, stretches, looks, keep_end, orders, homes)
+    return Endings(counts, lams, weights, left, stretches, looks, keep_end, orders, orders_told)

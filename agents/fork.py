@@ -152,12 +152,11 @@ class Fork(LearnedPolicy):
         return self.tariff.price(nfe) if self.counts[0] <= nfe <= self.counts[-1] else None
 
     def habit(self, count: int) -> Tensor | None:
-        """The plan of ``count`` evaluations, where there is one for all, (count,) times."""
-        assert self.times is not None
+        """The plan of ``count`` evaluations, where there is one for all, (count,) points."""
         used = self.dealing.members(self.counts.index(count)) if count in self.counts else []
         if len(used) != 1:
             return None
-        return self.times[self.plans[used[0], self.home, :count].cpu()]
+        return self.plans[used[0], self.home, :count].cpu()
 
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by name, as they are stored, its plans and its grid."""
@@ -193,7 +192,8 @@ def build_fork(info: PolicyInfo, tensors: Mapping[str, Tensor], projection: Proj
     except RuntimeError:
         raise ValueError("its network") from None
     orders = tensors.get("orders")
-    if orders is not None and not (orders.shape == (points,) and bool((orders >= 1).all())):
+    whole = orders is None or not orders.is_floating_point()
+    if orders is not None and not (whole and orders.shape == (points,) and bool((orders >= 1).all())):
         raise ValueError("its orders")
     return Fork(info, dealing, cascade, plans, tensors["lam"], left, projection, orders)
 

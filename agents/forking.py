@@ -38,6 +38,7 @@ from agents.tree import Tree
 from envs.errors import UserError
 from envs.observation import Grid, Projection
 
+_ORDER_LOOKS = 2  # a third one could not tell by where a sample is what the first one chose
 _SLACK = 0.01  # of a plan's evaluations, kept back: on fresh noise it spends no more than it is told
 
 
@@ -112,11 +113,16 @@ class ForkLearner(ThroughSampler):
         super()._check()
         if h["orders"] and not h["plans"]:
             raise UserError("orders are chosen along plans that are given: give 'fork' plans")
+        if not h["orders"]:
+            return
         others = list(range(1, self.process.history))
-        if len({*h["orders"]}) < len(h["orders"]) or not {*h["orders"]} <= {*others}:
-            raise UserError(
-                f"orders, besides the solver's own, are some of {others}, not {list(h['orders'])}"
-            )
+        told = h["orders"] if isinstance(h["orders"], (list, tuple)) else [None]
+        if not others:
+            raise UserError("this solver looks back on one evaluation: there are no other orders to choose")
+        if any(type(k) is not int or k not in others or told.count(k) > 1 for k in told):
+            raise UserError(f"orders, besides the solver's own, are some of {others}, not {h['orders']}")
+        if int(h["looks"]) > _ORDER_LOOKS:
+            raise UserError(f"need looks <= {_ORDER_LOOKS} where orders are chosen, not {h['looks']}")
 
     def _make_networks(self, inputs: int) -> dict[str, nn.Module]:
         """Times that are even, or given, and gates that leave everyone to the plan."""

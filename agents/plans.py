@@ -17,8 +17,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from envs.errors import UserError
-
 CLOSEST = 1e-3  # share of the whole that a gap is at least: no jump so short that rates along it are noise
 _APART = 1e-6  # of the whole: points nearer than that are one
 
@@ -74,37 +72,43 @@ class Plans(nn.Module, ABC):
     def on_one_grid(self) -> tuple[Tensor, Tensor]:
         """All plans on one grid from λ = 0 to 1: its points, (N,), and each plan's on it, (R, B, L).
 
-        N where a plan has ended.
+        N where a plan has ended. Jumps of different orders never lead to the same point.
         """
-        plans = [self.lams(row) for row in range(len(self.sizes))]
-        steps = torch.cat([torch.tensor([0.0, 1.0]).double(), *(lam for found in plans for lam in found)])
-        points = (steps / _APART).round().long().unique()
-        longest = max(len(lam) for found in plans for lam in found)
+        order_of: dict[int, int | None] = {0: None, round(1 / _APART): None}
+        plans = [self._steps(row, order_of) for row in range(len(self.sizes))]
+        points = torch.tensor(sorted(order_of))
+        longest = max(len(way) for branches in plans for way in branches)
         table = torch.full((len(plans), len(self.more), longest), len(points))
         for row, branches in enumerate(plans):
-            for b, lam in enumerate(branches):
-                table[row, b, : len(lam)] = torch.searchsorted(points, (lam / _APART).round().long())
+            for b, way in enumerate(branches):
+                table[row, b, : len(way)] = torch.searchsorted(points, torch.tensor(way))
         return points.double() * _APART, table
 
-    def orders_on(self, table: Tensor, points: int, own: int) -> Tensor | None:
-        """Those of the jumps to ``points`` of one grid, (N,), the solver's own being ``own``; None: own all.
+    def _steps(self, row: int, order_of: dict[int, int | None]) -> list[list[int]]:
+        """A row's branches in steps of a grid; ``order_of`` holds the orders of jumps to those in use."""
+        lams = self.lams(row)
+        told = self.orders(row) or [[None] * len(lam) for lam in lams]
+        found = []
+        for lam, orders in zip(lams, told, strict=True):
+            way = [0]
+            for at, order in zip((lam[1:] / _APART).round().long().tolist(), orders[1:], strict=True):
+                while order_of.setdefault(at, order) != order:
+                    at -= 1
+                way.append(at)
+            found.append(way)
+        return found
 
-        Raises:
-            UserError: Two plans come to the same point by jumps of different orders.
-        """
+    def orders_on(self, table: Tensor, points: int, own: int) -> Tensor | None:
+        """Those of the jumps to ``points`` of one grid, (N,), the solver's being ``own``; None: own all."""
         told = [self.orders(row) for row in range(len(table))]
         if not any(told):
             return None
-        found = torch.zeros(points, dtype=torch.int64)
-        found[0] = own  # no jump leads there
+        found = torch.full((points,), own)
         for row, branches in enumerate(table):
-            own_alone: list[list[int | None]] = [[None] * self.sizes[row]] * len(branches)
-            for way, orders in zip(branches, told[row] or own_alone, strict=True):
+            for way, orders in zip(branches, told[row] or [], strict=False):
                 for point, order in zip(way[1:].tolist(), orders[1:], strict=False):
-                    if found[point] not in (0, order or own):
-                        raise UserError("two plans come to the same time by jumps of different orders")
-                    found[point] = order or own
-        return found.clamp(min=1)
+                    found[point] = min(order or own, own)
+        return found
 
 
 def shares(gaps: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class LearnedPolicy:
         return None
 
     def habit(self, count: int) -> Tensor | None:
-        """Where it evaluates samples that show nothing unusual, (count,) times; None: no plan is made."""
+        """Points where it evaluates samples that show nothing unusual, (count,); None: no plan is made."""
         return None
 
     def tensors(self) -> dict[str, Tensor]:

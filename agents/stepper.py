@@ -91,7 +91,7 @@ class Stepper(LearnedPolicy):
 
     @torch.no_grad()
     def habit(self, count: int) -> Tensor:
-        """What it plans for a sample that always shows what is usual, (count,) times."""
+        """What it plans for a sample that always shows what is usual, (count,) points."""
         device = self.lam.device
         found, row = [0], count - self.tariff.least
         for spent in range(1, count):
@@ -100,8 +100,7 @@ class Stepper(LearnedPolicy):
             seen = Shown(self.lam[found[-1:]].float(), gone, torch.zeros_like(usual[:, 0]), usual)
             lam = self.timing(seen, torch.full_like(gone, count))
             found.append(max(int(self._points(Plan(lam, count - gone))), found[-1] + 1))
-        assert self.times is not None
-        return self.times[found]
+        return torch.tensor(found)
 
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by name, as they are stored, and its grid."""

@@ -25,8 +25,8 @@ def run(config: SearchConfig) -> None:
     from stepdrop_rl.device import resolve_device
     from stepdrop_rl.models.unet import load_model
     from stepdrop_rl.runs import run_folder
-    from stepdrop_rl.search_ground import ModelGround, require_lower
-    from stepdrop_rl.solvers import make_solver
+    from stepdrop_rl.search_ground import ModelGround
+    from stepdrop_rl.solvers import make_solver, require_lower
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import require_writable, write_json
 

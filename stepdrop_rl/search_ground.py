@@ -13,7 +13,6 @@ from torch import Tensor
 
 from agents.base import TimeScale
 from agents.search.base import Trajectory
-from envs.errors import UserError
 from envs.philox import Role, Stream, normal
 from stepdrop_rl.config import DataConfig, RewardName
 from stepdrop_rl.data import to_float
@@ -27,12 +26,6 @@ from stepdrop_rl.solvers.base import Solver, data_jump
 from stepdrop_rl.teacher import BANK_SEED
 
 _BATCH = 256
-
-
-def require_lower(order: int | None, solver: Solver, name: str) -> None:
-    """:class:`UserError` where an order of a search is not below that of the solver called ``name``."""
-    if order is not None and order >= solver.history:
-        raise UserError(f"{name} has order {solver.history}: a search's order must be lower, not {order}")
 
 
 class ModelGround:

@@ -71,8 +71,7 @@ def _check(config: StudyConfig) -> None:
     from envs.registry import unknown_name
     from stepdrop_rl.arena import TUNED
     from stepdrop_rl.policies import given
-    from stepdrop_rl.search_ground import require_lower
-    from stepdrop_rl.solvers import make_solver
+    from stepdrop_rl.solvers import make_solver, require_lower
     from stepdrop_rl.studies.plan import baselines_of
 
     solvers = {name: make_solver(name) for name in config.solvers}

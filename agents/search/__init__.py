@@ -61,7 +61,7 @@ def _effort(text: str) -> float:
 
 def _order(text: str) -> int:
     order = number(text)
-    if order < 1 or order != int(order):
+    if not (1 <= order < float("inf") and order == int(order)):
         raise UserError(f"must be a whole number, 1 at least, not '{text}'")
     return int(order)
 

@@ -1,9 +1,9 @@
 """Solvers: how a sample jumps from its anchor to any later time. A new one is a file and a line here."""
 
 from envs.registry import Registry
-from stepdrop_rl.solvers.reference import make_solver
+from stepdrop_rl.solvers.reference import make_solver, require_lower
 
-__all__ = ["SOLVERS", "make_solver"]
+__all__ = ["SOLVERS", "make_solver", "require_lower"]
 
 SOLVERS = Registry(
     "solver",

@@ -36,3 +36,9 @@ def make_solver(reference: str) -> Solver:
     )
     solver: Solver = SOLVERS.load(name)(**values)
     return solver
+
+
+def require_lower(order: int | None, solver: Solver, name: str) -> None:
+    """:class:`UserError` where an order, if there is one, is not below that of the solver called ``name``."""
+    if order is not None and order >= solver.history:
+        raise UserError(f"{name} has order {solver.history}: a search's order must be lower, not {order}")

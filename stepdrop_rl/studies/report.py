@@ -162,7 +162,7 @@ def _against_each(study: Study) -> list[Block]:
             continue
         first = replace(policy, results=tuple(r for r in policy.results if r["seed"] == 0))
         for other in study.at(policy.solver, policy.nfe):
-            owner, _, control = other.name.partition(", ")
+            owner, control = study.parts(other.name)
             if study.looks(other.name) or (control and owner != policy.name):
                 continue
             one = first if control else policy

@@ -156,12 +156,20 @@ class Study:
         """Whether a contender is a learned policy that may look at the sample."""
         return name in self.config.policies and name not in self.config.blind
 
+    def parts(self, name: str) -> tuple[str, str]:
+        """Of a control's name the policy's and its own; of another one's that, and nothing."""
+        owners = [policy for policy in self.config.policies if name.startswith(f"{policy}, ")]
+        if name in self.config.policies or not owners:
+            return name, ""
+        owner = max(owners, key=len)
+        return owner, name.removeprefix(f"{owner}, ")
+
     def is_fixed(self, entry: Entry) -> bool:
         """Whether it is a rival in claim A: all that is not learned, and fixed schedules of policies.
 
         A mixture of a single schedule is one, too.
         """
-        owner, _, control = entry.name.partition(", ")
+        owner, control = self.parts(entry.name)
         if control:
             return owner in self.config.policies and control in _FIXED
         if entry.name in self.config.blind:

@@ -51,6 +51,21 @@ def test_differences_are_paired_by_block():
     assert found.half_width == pytest.approx(0)
 
 
+def test_a_policy_may_have_a_comma_in_its_name():
+    names = ("fork (orders, late)", "fork (orders, late), mean schedule", "fork", "fork, dealt", "uniform")
+    config = StudyConfig(policies={"fork": {}, "fork (orders, late)": {"algo": "fork"}}, nfe=[5.0])
+    found = Study(config, ["j"], {"j": "fd_j"}, [], [])
+    assert [found.parts(name) for name in names] == [
+        ("fork (orders, late)", ""),
+        ("fork (orders, late)", "mean schedule"),
+        ("fork", ""),
+        ("fork", "dealt"),
+        ("uniform", ""),
+    ]
+    fixed = [name for name in names if found.is_fixed(Entry(name, "ddim", 5, (result(name, 5, (1, 2)),)))]
+    assert fixed == ["fork (orders, late), mean schedule", "uniform"]
+
+
 def test_results_are_gathered_by_contender_and_the_unreachable_told_once():
     missing = {"name": "ppo", "solver": "ddim", "nfe": 4.0, "seed": 0, "unreachable": "from 5 to 7"}
     entries, unreachable = gather_entries(

@@ -217,6 +217,22 @@ def test_schedules_that_meet_are_told_apart():
         assert len(set.union(*where)) == sum(len(points) for points in where)
 
 
+def test_jumps_of_different_orders_never_lead_to_the_same_point():
+    one = torch.tensor([0, 0.2, 0.4, 0.6, 0.8])
+    # As many evaluations later, where no two schedules are told apart.
+    other = torch.tensor([0, 0.1, 0.2, 0.4, 0.6, 0.8])
+    own, lower = None, torch.tensor([3, 2, 2, 1, 2, 2])
+    for told in ([own, lower], [own, own]):
+        endings = Endings([5, 6], [one, other], torch.eye(2), 2, (0.5,), looks=2, orders=(1, 2), told=told)
+        grid, table = endings.on_one_grid()
+        orders = endings.orders_on(table, len(grid), 3)
+        for row in range(2):
+            for way, lam, jumps in zip(table[row], endings.lams(row), endings.orders(row), strict=True):
+                way = way[: len(lam)]
+                torch.testing.assert_close(grid[way], lam.double(), rtol=0, atol=1e-5)
+                assert orders[way][1:].tolist() == [k or 3 for k in jumps[1:]]
+
+
 class PointByPoint:
     """The policy as an agent that is asked at every point."""
 
@@ -470,15 +486,15 @@ def test_the_engine_draws_what_was_learned_from_two_looks(problem, tmp_path):
     assert len({b % 3 for b in taken}) > 1, "the second look tells samples apart"
 
 
-@pytest.mark.parametrize("told", [None, [3, 2, 2, 1]])
+@pytest.mark.parametrize("told", [None, [3, 2, 1, 2, 1]])
 @pytest.mark.parametrize("stretches", [(), (0.5,)])
 def test_a_look_chooses_the_order_of_the_jump_that_follows(problem, tmp_path, stretches, told):
     """Of a schedule that tells the orders of its jumps, too."""
-    one = mixture_file(tmp_path / "m.json", [[950, 800, 500, 60]], [1.0])
+    one = mixture_file(tmp_path / "m.json", [[950, 900, 800, 500, 60]], [1.0])
     other = str(tmp_path / "s.json")
-    record = {"schema": SCHEDULE_SCHEMA, "times": [950, 700, 400, 60]}
+    record = {"schema": SCHEDULE_SCHEMA, "times": [950, 880, 700, 400, 60]}
     write_json(other, record if told is None else record | {"orders": told})
-    homes = [[3] * 4, told or [3] * 4]
+    homes = [[3] * 5, told or [3] * 5]
     settings = {"plans": [one, other], "left": 2, "stretches": stretches, "orders": [1, 2], "updates": 0}
     learner = learner_of(problem, "fork", solver="multistep3", keep_end=not stretches, **settings)[0]
     generator = torch.Generator().manual_seed(3)
@@ -489,14 +505,14 @@ def test_a_look_chooses_the_order_of_the_jump_that_follows(problem, tmp_path, st
     save_policy(tmp_path / "policy", policy_of(problem, learner))
     policy = load_policy(tmp_path / "policy")
     engine = engine_of(problem, policy, Role.POLICY_TRAINING, "multistep3")
-    samples = engine.sample(policy, BANK, price=policy.price_at(4))
+    samples = engine.sample(policy, BANK, price=policy.price_at(5))
     # What is the schedule's own already stands for the solver's.
     options = {
         k: [k] * (1 + len(stretches)) + [3 if k == other else other for other in (1, 2)] for k in (1, 2, 3)
     }
     taken = set()
     for plan, home in enumerate(homes):
-        orders = list(itertools.product(options[home[2]], options[home[3]]))
+        orders = list(itertools.product(options[home[3]], options[home[4]]))
         times = [way.detach() for way in learner._times(plan)]
         with torch.no_grad():
             drawn = learner._draw(torch.arange(BANK), plan, stretched=True)
@@ -504,14 +520,20 @@ def test_a_look_chooses_the_order_of_the_jump_that_follows(problem, tmp_path, st
             own = policy.times[evaluated]
             if float((own[1] - times[0][1]).abs()) > 2e-3:
                 continue  # it has the other plan
-            assert policy.orders[evaluated][:2].tolist() == [3, home[1]]
-            jumps = tuple(policy.orders[evaluated][2:].tolist())
+            assert policy.orders[evaluated][1:3].tolist() == home[1:3]
+            jumps = tuple(policy.orders[evaluated][3:].tolist())
             near = [b for b in range(len(times)) if orders[b] == jumps]
             b = min(near, key=lambda b: float((times[b] - own).abs().max()))
             torch.testing.assert_close(own, times[b], rtol=0, atol=2e-3)
             torch.testing.assert_close(samples.images[i], drawn.results[b][i], rtol=0, atol=1e-3)
             taken.add(jumps)
     assert {first for first, _ in taken} == {second for _, second in taken} == {1, 2, 3}
+    for wrong in (policy.orders.float(), policy.orders[1:], torch.zeros_like(policy.orders)):
+        with pytest.raises(UserError, match="damaged"):
+            build_policy(describe(policy), policy.tensors() | {"orders": wrong}, tmp_path / "policy.json")
+    for plan, home in zip((one, other), homes, strict=True):
+        alone = learner_of(problem, "fork", solver="multistep3", **settings | {"plans": [plan]})[0]
+        assert habit(policy_of(problem, alone), 5).orders[1:].tolist() == home[1:]
     # Its controls keep the orders: what is dealt is what was drawn, image by image, once all have come round.
     given = dealt(samples.times, samples.evaluated, policy.orders)
     given.shift = BANK
@@ -522,9 +544,16 @@ def test_a_look_chooses_the_order_of_the_jump_that_follows(problem, tmp_path, st
 
 def test_orders_that_cannot_be_chosen_are_refused(problem, tmp_path):
     file = mixture_file(tmp_path / "m.json", [[950, 800, 500, 60]], [1.0])
-    for solver, orders in (("multistep3", [3]), ("multistep3", [1, 1]), ("multistep", [2]), ("ddim", [1])):
+    for solver, orders in (
+        *(("multistep3", orders) for orders in ([3], [1, 1], [1.0], [True], 2)),
+        ("multistep", [2]),
+    ):
         with pytest.raises(UserError, match="orders, besides the solver's own, are some of"):
             learner_of(problem, "fork", solver=solver, plans=[file], left=2, orders=orders)
+    with pytest.raises(UserError, match="looks back on one evaluation"):
+        learner_of(problem, "fork", solver="ddim", plans=[file], left=2, orders=[1])
+    with pytest.raises(UserError, match="need looks <= 2 where orders are chosen"):
+        learner_of(problem, "fork", solver="multistep3", plans=[file], left=3, looks=3, orders=[1])
     with pytest.raises(UserError, match="give 'fork' plans"):
         learner_of(problem, "fork", orders=[1])
     began = learner_of(problem, "fork", plans=[file], left=2, orders=[1])[0].state()

@@ -408,6 +408,8 @@ def test_an_effort_that_makes_no_sense_is_refused():
         ("xue:effort=2", "takes no settings"),
         ("energy:order=1.5", "must be a whole number"),
         ("energy:order=0", "must be a whole number"),
+        ("energy:order=inf", "must be a whole number"),
+        ("energy:order=nan", "must be a whole number"),
         ("mixture:order=2", "unknown setting"),
     ]:
         with pytest.raises(UserError, match=said):
