@@ -82,10 +82,17 @@ class Cascade(nn.Module):
     def climb(self, plan: Tensor, entries: Tensor, gain: Tensor) -> Tensor:
         """What to climb, (R,), so that the mean gain, (R, B), of what is taken grows at equal cost."""
         first, *later = self.worths(plan, entries)
+        worth = first.squeeze(1)
         for ahead in reversed(later):
             chances = torch.softmax(ahead.double(), 2)
             gain = (chances * gain.reshape(chances.shape)).sum(2)
-        return self.first.climb(first.squeeze(1), gain)
+        found = self.first.climb(worth, gain)
+        reached = self.first.chances(worth, self.first.price(worth, chance=True)).detach()
+        for gate, ahead in zip(self.ahead, later, strict=True):
+            chances = torch.softmax(ahead.double(), 2)
+            found = found + (reached * gate.barrier(ahead)).sum(1)
+            reached = (reached.unsqueeze(2) * chances.detach()).flatten(1)
+        return found
 
     def settle(self, plan: int, entries: Tensor, slack: float) -> None:
         """Find the price of a plan for what samples show, (R, T, D), on its way."""

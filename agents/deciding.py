@@ -48,7 +48,11 @@ _SOME = 512  # looks at a plan that tell by how much branches differ
 _LEAST = 1e-9  # deviation, share of a plan
 _AS_GOOD = 0.1  # how much farther than the best plan one is that is as good
 _RATE = 200.0  # of ν, a survey, by the share that is lacking
-_NOW = 10.0  # surveys that what is lacking now counts for: about those after which chances have followed
+_ENOUGH = 0.001  # what lacks less lacks nothing
+_FORGOTTEN = (
+    0.1  # of what was lacking so far, by a survey where nothing is: else a price at which nobody leaves stays
+)
+_NOW = 5.0  # surveys that what is lacking now counts for: by 10, everyone goes home and comes back in turn
 
 
 class Crowd(NamedTuple):
@@ -168,7 +172,8 @@ class Deciding:
         self.dealing.afford(budget, self.begun)
         crowd = self.crowd(budget)
         lacking = self.asked(budget) - crowd.inside
-        self.lacked[budget] = max(float(self.lacked[budget]) + lacking, 0.0)
+        so_far = float(self.lacked[budget]) * (1 - _FORGOTTEN if lacking < _ENOUGH else 1)
+        self.lacked[budget] = max(so_far + lacking, 0.0)
         price = max(_RATE * (float(self.lacked[budget]) + _NOW * lacking), 0.0)
         self._worths[budget] = self._worth(budget, crowd, price)
         seen = {

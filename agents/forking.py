@@ -205,17 +205,16 @@ class ForkLearner(ThroughSampler):
         return {"rollout/ep_quality_mean": quality_mean, "train/gradient_norm": norm_mean}
 
     def _learn_to_decide(self) -> dict[str, float]:
-        """All branches of every row, for one plan; then steps at one budget, on all looks so far."""
+        """All branches of every row, for one plan; then steps at all budgets, on all looks so far."""
         if self._draws:
             self._look(self._next_plan())
         known = self.deciding.known()
         if not known:
             return {}
-        budget = known[int(torch.randint(len(known), (1,), generator=self.generator))]
-        told = self.deciding.survey(budget)
+        told = {name: value for budget in known for name, value in self.deciding.survey(budget).items()}
         parameters = self._deciders()
         for _ in range(int(self.hyperparameters["updates"])):
-            self._update(budget, parameters)
+            self._update(known, parameters)
         return told
 
     @torch.no_grad()
@@ -229,10 +228,11 @@ class ForkLearner(ThroughSampler):
         features = torch.stack([core.quality.features(x0) for x0 in drawn.results], 1)
         self.deciding.keep(plan, drawn.begun, drawn.entries, features)
 
-    def _update(self, budget: int, parameters: list[nn.Parameter]) -> None:
-        """One step of the gates."""
-        size = int(self.hyperparameters["update_size"])
-        self._descend(-self.deciding.climb(budget, size, self.generator), parameters)
+    def _update(self, budgets: list[int], parameters: list[nn.Parameter]) -> None:
+        """One step of the gates, at all budgets together: they share networks."""
+        size = max(int(self.hyperparameters["update_size"]) // len(budgets), 1)
+        climbs = [self.deciding.climb(budget, size, self.generator).mean() for budget in budgets]
+        self._descend(-torch.stack(climbs).mean(), parameters)
         shrink = 1 - self.optimizer.param_groups[0]["lr"] * float(self.hyperparameters["weight_decay"])
         with torch.no_grad():  # decoupled weight decay (Loshchilov and Hutter 2019)
             for parameter in parameters:

@@ -20,6 +20,8 @@ from agents.bisection import bisect
 _UNHEARD_OF = 5.0  # deviations: nothing is told to be farther from what is usual
 _LEAST_DEVIATION = 1e-4  # what differs by less between samples is not blown up further
 _HALVINGS = 40
+_AT_HOME = 0.8  # the chance of the plan before anything was learned, however many options there are
+_BARRIER = 0.01  # τ, in what gains are measured in
 _HIGHEST = 100.0  # |m|
 _SAFE = 1e-6  # above the price at which somebody changes branch: rounding changes nobody's
 
@@ -39,11 +41,16 @@ class Gate(nn.Module):
         self.deviation: Tensor
         self.prices: Tensor
         self.more: Tensor
+        self.begun: Tensor
         self.actor = make_network(entries + plans, len(more), 0.01)
+        others = max(len(more) - 1, 1)
+        begun = torch.full((len(more),), (1 - _AT_HOME) / others)
+        begun[list(more).index(0)] = _AT_HOME
+        self.register_buffer("begun", begun, persistent=False)
         last = self.actor[-1]
         assert isinstance(last, nn.Linear)
-        with torch.no_grad():  # nobody leaves the plan before something was learned
-            last.bias[list(more).index(0)] = 1.0
+        with torch.no_grad():  # few leave the plan before something was learned
+            last.bias.copy_(self.begun.log())
         self.register_buffer("mean", torch.zeros(plans, entries))
         self.register_buffer("deviation", torch.ones(plans, entries))
         self.register_buffer("prices", torch.zeros(plans, dtype=torch.float64))
@@ -67,7 +74,17 @@ class Gate(nn.Module):
     def climb(self, worth: Tensor, gain: Tensor) -> Tensor:
         """What to climb, (R,), so that Σ π·gain of (R, B) grows while samples spend K on average."""
         chances = self.chances(worth, self.price(worth.detach(), chance=True))
-        return worth_climbing(chances, gain, self.more)
+        return worth_climbing(chances, gain, self.more) + self.barrier(worth)
+
+    def barrier(self, worth: Tensor) -> Tensor:
+        """What keeps some chance for each of the options of this worth (…, A): (…).
+
+        Where all take the same option the slope of gains vanishes, and chances could not follow when gains
+        change. That of the log barrier τ Σ u log π does not (Agarwal, Kakade, Lee and Mahajan 2021; theirs
+        has the same u for all). With the u that learning began with, options that bring the same keep it.
+        """
+        found: Tensor = _BARRIER * torch.log_softmax(worth.double(), -1) @ self.begun.double()
+        return found
 
     def branches(self, worth: Tensor, price: Tensor) -> Tensor:
         """The branches of most worth, (R,), at prices m (R,) or ()."""

@@ -39,14 +39,22 @@ def test_chances_are_those_of_all_looks_on_the_way(looks):
     torch.testing.assert_close(chances[:, branch], expected)
 
 
-def test_its_slope_is_that_of_the_mean_gain():
+def test_its_slope_is_that_of_the_mean_gain_and_of_the_barrier():
+    # The barrier, 0.01 Σ u log π of a look's options, counts for those who come to the look.
     cascade = cascade_of().double()
     plan, entries = shown(cascade)
     gain = torch.randn(40, 9, generator=torch.Generator().manual_seed(3)).double()
     climbed = torch.autograd.grad(
         cascade.climb(plan, entries.double(), gain).mean(), list(cascade.parameters())
     )
-    mean = (cascade.chances(plan, entries.double()) * gain).sum(1).mean()
+    chances = cascade.chances(plan, entries.double())
+    first, second = (
+        worth.log_softmax(2) @ torch.tensor([0.8, 0.1, 0.1]).double()
+        for worth in cascade.worths(plan, entries.double())
+    )
+    come = chances.detach().reshape(40, 3, 3).sum(2)
+    kept = 0.01 * (first.squeeze(1) + (come * second).sum(1))
+    mean = ((chances * gain).sum(1) + kept).mean()
     for one, other in zip(climbed, torch.autograd.grad(mean, list(cascade.parameters())), strict=True):
         torch.testing.assert_close(one, other)
 

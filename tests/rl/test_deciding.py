@@ -71,9 +71,9 @@ def test_what_is_asked_lies_among_the_real(margin):
     results += torch.tensor([0.4, 0.0, 0.8])[option].unsqueeze(1)
     deciding.keep(0, entries[:, 0], entries, results)
     deciding.inside[0] = torch.tensor([0.5, 0.46, 0.54])[option]
-    told = learn(deciding, 480, 2e-3)
+    told = learn(deciding, 960, 2e-3)
     assert deciding.asked(0) == pytest.approx(0.5 + margin)
-    assert told["gate/realism_at_4"] == pytest.approx(0.5 + margin, abs=0.003)
+    assert told["gate/realism_at_4"] == pytest.approx(0.5 + margin, abs=0.005)
     assert told["gate/price_at_4"] > 0
 
 
@@ -111,7 +111,7 @@ def test_the_best_plan_that_a_budget_pays_for_says_what_is_asked():
     lacking = 0.91 - deciding.crowd(0).inside
     assert lacking > 0.1
     for surveys in (1, 2, 3):
-        assert deciding.survey(0)["gate/price_at_4"] == pytest.approx(200 * (10 + surveys) * lacking)
+        assert deciding.survey(0)["gate/price_at_4"] == pytest.approx(200 * (5 + surveys) * lacking)
 
 
 def test_a_mixture_is_as_realistic_as_it_was_given():
@@ -176,3 +176,15 @@ def test_a_crowd_is_what_its_plans_bring_to_those_who_get_them():
     set_ = torch.cat(drawn).double()
     torch.testing.assert_close(crowd.moments[0], set_.mean(0), rtol=0, atol=0.01)
     torch.testing.assert_close(crowd.moments[1], torch.cov(set_.T), rtol=0, atol=0.02)
+
+
+def test_what_lacked_is_forgotten_where_nothing_lacks():
+    # Everyone is at home: without forgetting, a price that has run up would keep them there for good.
+    deciding = deciding_of(0.0)
+    entries = torch.randn(50, 4, D, generator=torch.Generator().manual_seed(7))
+    deciding.keep(0, entries[:, 0], entries, torch.zeros(50, 9, 4))
+    deciding.inside[0] = 0.5
+    deciding.lacked[0] = 0.2
+    deciding.dealing.afford(0, deciding.begun)
+    told = [deciding.survey(0)["gate/price_at_4"] for _ in range(3)]
+    assert told == pytest.approx([36.0, 32.4, 29.16])

@@ -408,7 +408,8 @@ def test_the_slope_at_equal_cost_is_a_finite_difference():
 
     def mean_gain():
         worth = gate(rows, entries)
-        return float((gate.chances(worth, gate.price(worth, chance=True)) * gain).sum(1).mean().detach())
+        chances = gate.chances(worth, gate.price(worth, chance=True))
+        return float(((chances * gain).sum(1) + gate.barrier(worth)).mean().detach())
 
     for parameter in (gate.actor[-1].bias, gate.actor[0].weight):
         (slope,) = torch.autograd.grad(gate.climb(gate(rows, entries), gain).mean(), parameter)
@@ -633,7 +634,7 @@ def descend(learner, steps):
     """Down the distance; the share that leaves the plan at last."""
     for _ in range(steps):
         learner.deciding.survey(0)
-        learner._update(0, learner._deciders())
+        learner._update([0], learner._deciders())
     return learner.deciding.crowd(0).astray
 
 
