@@ -6,12 +6,17 @@ All branches of all looks are kept, none is drawn: the Fréchet distance of all 
 distance of distributions alone trades nearness for variety, and precision falls. So of all that is drawn at
 a budget as much must lie in the manifold of real images (:mod:`agents.manifold`) as of what a ``rival``
 brings, and ``margin`` more: the best plan that the budget pays for, or all of its plans dealt as they were
-given. Membership has a price ν for that: what branch b makes of an image is worth
+given. Membership has a price ν for that.
 
-    ν·m_b − φ/σ_φ,
+A reward may look through several networks (``views``), and what pleases one may displease the others. The
+distance in each view v is then a share of the best plan's, and the worst share is descended: views have
+weights w_v that grow where the share is worse (Hedge, Freund and Schapire 1997), and each asks for its own
+realism. What branch b makes of an image is worth
 
-m_b the mean membership of all that b makes, φ the first variation of the distance and σ_φ its deviation
-between branches of an image. Each survey sets ν by what is lacking now and what was lacking so far (a
+    Σ_v ν_v·m_vb − φ/σ_φ,   φ = Σ_v w_v·φ_v/d_v,
+
+m_vb the mean membership of all that b makes, φ_v the first variation of the distance, d_v the best plan's,
+and σ_φ the deviation of φ between branches of an image. Each survey sets ν by what is lacking now and what was lacking so far (a
 Lagrange multiplier under proportional-integral control: Stooke, Achiam and Abbeel 2020): no price suits all
 budgets and models. Image by image membership can hardly be told from what a look shows: gates that are paid
 by that learn noise by heart.
@@ -20,11 +25,12 @@ by that learn noise by heart.
 teacher, and few bring what is drawn nearer to what is real.
 
 Shapes: R images; M looks at a plan; T looks at an image; P plans; B branches; D observation entries; F
-features of the reward; C budgets.
+features of the reward, F_v of them a view's; V views; C budgets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,6 +58,7 @@ _ENOUGH = 0.001  # what lacks less lacks nothing
 _FORGOTTEN = (
     0.1  # of what was lacking so far, by a survey where nothing is: else a price at which nobody leaves stays
 )
+_SAY = 2.0  # of log w_v, a survey, by how much worse a share is
 _NOW = 5.0  # surveys that what is lacking now counts for: by 10, everyone goes home and comes back in turn
 
 
@@ -59,33 +66,37 @@ class Crowd(NamedTuple):
     """A set of images.
 
     Args:
-        moments: Mean (F,) and covariance (F, F).
-        inside: The share that lies among the real.
+        moments: Mean (F_v,) and covariance (F_v, F_v), in every view.
+        inside: (V,) the share that lies among the real.
         astray: The share that does not go on as its plan does.
     """
 
-    moments: Moments
-    inside: float
+    moments: list[Moments]
+    inside: Tensor
     astray: float
 
 
 class Worth(NamedTuple):
-    """What results are worth to a set: ν·m − φ/σ_φ.
+    """What results are worth to a set: Σ_v ν_v·m_v − φ/σ_φ.
 
     Args:
-        price: ν.
-        slope: φ.
+        price: ν_v, (V,).
+        slopes: φ_v.
+        weights: w_v/d_v, (V,).
         deviation: σ_φ.
     """
 
-    price: float
-    slope: Slope
+    price: Tensor
+    slopes: list[Slope]
+    weights: Tensor
     deviation: float
 
     def of(self, results: Tensor, inside: Tensor) -> Tensor:
-        """(M, B), of ``results`` (M, B, F) whose branches bring ``inside`` (M, B) or (B,)."""
-        rise = self.slope(results.flatten(0, 1)).reshape(results.shape[:2])
-        return self.price * inside - rise / self.deviation
+        """(M, B), of ``results`` (M, B, F) whose branches bring ``inside`` (M, B, V) or (B, V)."""
+        seen = results.flatten(0, 1).split([len(slope.mean) for slope in self.slopes], 1)
+        rises = torch.stack([slope(f) for slope, f in zip(self.slopes, seen, strict=True)], 1)
+        rise = (rises @ self.weights).reshape(results.shape[:2])
+        return inside @ self.price - rise / self.deviation
 
 
 class Deciding:
@@ -96,6 +107,7 @@ class Deciding:
         dealing: Deals them.
         cascade: Tells their branches apart.
         real: Features (M, F) of real images.
+        views: How many of them are of each network that looks.
         rival: One of :data:`RIVALS`.
         margin: By how much more of all is to lie among the real than of what the rival brings.
 
@@ -109,6 +121,7 @@ class Deciding:
         dealing: Dealing,
         cascade: Cascade,
         real: Tensor,
+        views: Sequence[int],
         rival: str,
         margin: float,
     ) -> None:
@@ -118,14 +131,17 @@ class Deciding:
         if not -1 <= margin <= 1:
             raise UserError(f"margin must lie between -1 and 1, not {margin:g}")
         self.rival, self.margin = rival, margin
-        self.manifold = Manifold(real)
-        self.real = moments(real.cpu())
+        self.views = list(views)
+        self.manifolds = [Manifold(part) for part in real.split(self.views, 1)]
+        self.real = [moments(part.cpu()) for part in real.split(self.views, 1)]
         entries = cascade.first.mean.shape[1]
         nothing = no_looks(cascade.nodes[-1].stop, entries, len(plans.more), real.shape[1])
         self.looks = [nothing] * len(plans.sizes)
-        self.inside = torch.zeros(len(plans.sizes), len(plans.more), dtype=torch.float64)  # m_b of every plan
-        self.alone = torch.zeros(len(plans.sizes), dtype=torch.float64)  # its distance, where all follow it
-        self.lacked = torch.zeros(len(plans.counts), dtype=torch.float64)  # of every budget, so far
+        size = (len(plans.sizes), len(plans.more), len(self.views))
+        self.inside = torch.zeros(size, dtype=torch.float64)  # m_vb of every plan
+        self.alone = torch.zeros(size[0], size[2], dtype=torch.float64)  # its distance, where all follow it
+        self.lacked = torch.zeros(len(plans.counts), size[2], dtype=torch.float64)  # of every budget, so far
+        self.says = torch.zeros_like(self.lacked)  # log w_v
         self.begun = torch.zeros(0, entries)
         self._worths: dict[int, Worth] = {}
 
@@ -142,7 +158,6 @@ class Deciding:
         Raises:
             UserError: Features are beyond half precision.
         """
-        inside = torch.stack([self.manifold.membership(f).double().mean() for f in features.unbind(1)])
         results = features.half().cpu()
         if not bool(results.isfinite().all()):
             raise UserError(
@@ -150,14 +165,30 @@ class Deciding:
             )
         self.looks[plan] = self.looks[plan].and_more(Looks(entries.cpu(), results))
         count = len(self.looks[plan].entries)
-        self.inside[plan] += (inside.cpu() - self.inside[plan]) * (len(features) / count)
-        plain = self.looks[plan].results[:, [self.plans.home]]
-        self.alone[plan] = distance(drawn_moments(plain, torch.ones(count, 1).double()), self.real)
+        inside = self._memberships(features)
+        self.inside[plan] += (inside - self.inside[plan]) * (len(features) / count)
+        plain = self._drawn(self.looks[plan].results[:, [self.plans.home]], torch.ones(count, 1).double())
+        self.alone[plan] = self._distances(plain)
         self.cascade.usual(plan, self.looks[plan].entries)
         more = count - len(self.begun)
         if more > 0:
             self.begun = torch.cat((self.begun, begun[-more:].cpu()))
             self.dealing.usual(self.begun)
+
+    def _memberships(self, features: Tensor) -> Tensor:
+        """Mean membership of ``features`` (R, B, F) in every view, (B, V)."""
+        seen = zip(self.manifolds, features.split(self.views, 2), strict=True)
+        found = [[float(manifold.membership(f).double().mean()) for f in part.unbind(1)] for manifold, part in seen]
+        return torch.tensor(found, dtype=torch.float64).T
+
+    def _drawn(self, results: Tensor, chances: Tensor) -> list[Moments]:
+        """Moments of ``results`` (M, B, F) taken with ``chances`` (M, B), in every view."""
+        return [drawn_moments(part, chances) for part in results.split(self.views, 2)]
+
+    def _distances(self, seen: list[Moments]) -> Tensor:
+        """(V,)."""
+        each = [distance(one, real) for one, real in zip(seen, self.real, strict=True)]
+        return torch.tensor(each, dtype=torch.float64)
 
     def known(self) -> list[int]:
         """The budgets all of whose plans were looked at."""
@@ -172,26 +203,40 @@ class Deciding:
         self.dealing.afford(budget, self.begun)
         crowd = self.crowd(budget)
         lacking = self.asked(budget) - crowd.inside
-        so_far = float(self.lacked[budget]) * (1 - _FORGOTTEN if lacking < _ENOUGH else 1)
-        self.lacked[budget] = max(so_far + lacking, 0.0)
-        price = max(_RATE * (float(self.lacked[budget]) + _NOW * lacking), 0.0)
+        forgotten = torch.where(lacking < _ENOUGH, _FORGOTTEN, 0.0)
+        self.lacked[budget] = (self.lacked[budget] * (1 - forgotten) + lacking).clamp(min=0)
+        price = (_RATE * (self.lacked[budget] + _NOW * lacking)).clamp(min=0)
+        distances = self._distances(crowd.moments)
+        self.says[budget] += _SAY * distances / self._best(budget)
+        self.says[budget] -= self.says[budget].logsumexp(0)
         self._worths[budget] = self._worth(budget, crowd, price)
-        seen = {
-            "distance": distance(crowd.moments, self.real),
-            "realism": crowd.inside,
-            "price": price,
-            "leaves_plan": crowd.astray,
-        }
-        return {f"gate/{name}_at_{self.plans.counts[budget]}": value for name, value in seen.items()}
+        told = {"leaves_plan": crowd.astray}
+        seen = {"distance": distances, "realism": crowd.inside, "price": price, "weight": self.says[budget].exp()}
+        if len(self.views) == 1:
+            del seen["weight"]
+            told |= {name: float(value) for name, value in seen.items()}
+        else:
+            told |= {f"{name}_{v}": value for name, one in seen.items() for v, value in enumerate(one.tolist())}
+        return {f"gate/{name}_at_{self.plans.counts[budget]}": value for name, value in told.items()}
 
-    def asked(self, budget: int) -> float:
-        """The share of all that is drawn at a budget that is to lie among the real."""
+    def _paid(self, budget: int) -> list[int]:
+        """The plans that a budget pays for."""
+        count = self.plans.counts[budget]
+        return [plan for plan in self.dealing.members(budget) if self.dealing.sizes[plan] <= count]
+
+    def _best(self, budget: int) -> Tensor:
+        """The smallest distance of a plan that a budget pays for, in every view, (V,)."""
+        return self.alone[self._paid(budget)].amin(0).clamp(min=_LEAST)
+
+    def asked(self, budget: int) -> Tensor:
+        """The share of all that is drawn at a budget that is to lie among the real, in every view, (V,)."""
         if self.rival == "mixture":
-            return float(self.dealing.weights[budget] @ self.inside[:, self.plans.home]) + self.margin
-        paid = [p for p in self.dealing.members(budget) if self.dealing.sizes[p] <= self.plans.counts[budget]]
-        bound = (1 + _AS_GOOD) * float(self.alone[paid].min())
-        best = [plan for plan in paid if self.alone[plan] <= bound]
-        return float(self.inside[best, self.plans.home].max()) + self.margin
+            return self.dealing.weights[budget].double() @ self.inside[:, self.plans.home] + self.margin
+        share = (self.alone / self._best(budget)).amax(1)  # of the best distance, in the worst view
+        paid = self._paid(budget)
+        bound = (1 + _AS_GOOD) * float(share[paid].min())
+        best = [plan for plan in paid if share[plan] <= bound]
+        return self.inside[best, self.plans.home].amax(0) + self.margin
 
     @torch.no_grad()
     def crowd(self, budget: int) -> Crowd:
@@ -206,17 +251,19 @@ class Deciding:
             begin = begin / shares[-1].clamp(min=_LEAST)
             taken = self.cascade.chances(torch.full((len(looks.entries),), plan), looks.entries)
             taken = taken * begin.unsqueeze(1)
-            parts.append(drawn_moments(looks.results, taken))
-            among.append(float(taken.mean(0) @ self.inside[plan]))
-            kept.append(float(taken[:, home].mean()))
-        share = torch.stack(shares) / torch.stack(shares).sum()
-        inside, at_home = (float(share @ torch.tensor(one).double()) for one in (among, kept))
-        return Crowd(mixed_moments(parts, share), inside, 1 - at_home)
+            parts.append(self._drawn(looks.results, taken))
+            among.append(taken.double().mean(0) @ self.inside[plan])
+            kept.append(taken.double()[:, home].mean())
+        share = (torch.stack(shares) / torch.stack(shares).sum()).double()
+        mixed = [mixed_moments(view, share) for view in zip(*parts, strict=True)]
+        return Crowd(mixed, share @ torch.stack(among), 1 - float(share @ torch.stack(kept)))
 
     @torch.no_grad()
-    def _worth(self, budget: int, crowd: Crowd, price: float) -> Worth:
+    def _worth(self, budget: int, crowd: Crowd, price: Tensor) -> Worth:
         """What results are worth to a crowd."""
-        bare = Worth(0.0, slope(crowd.moments, self.real), 1.0)
+        slopes = [slope(one, real) for one, real in zip(crowd.moments, self.real, strict=True)]
+        weights = self.says[budget].exp() / self._best(budget)
+        bare = Worth(torch.zeros_like(price), slopes, weights, 1.0)
         members = self.dealing.members(budget)
         some = (bare.of(self.looks[plan].results[:_SOME], self.inside[plan]) for plan in members)
         each = [_deviation(worth) for worth in some]
@@ -238,15 +285,20 @@ class Deciding:
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs, but for what learns."""
-        kept = {"begun": self.begun, "inside": self.inside, "alone": self.alone, "lacked": self.lacked}
+        kept = {"begun": self.begun, "inside": self.inside, "alone": self.alone}
+        kept |= {"lacked": self.lacked, "says": self.says}
         for row, looks in enumerate(self.looks):
             kept |= {f"looks.{row}.{name}": part for name, part in looks._asdict().items()}
         return kept
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`."""
-        self.begun, self.inside = tensors["begun"], tensors["inside"]
-        self.alone, self.lacked = tensors["alone"], tensors["lacked"]
+        names = ("inside", "alone", "lacked", "says")
+        found = [tensors[name] for name in names]
+        if any(one.shape != getattr(self, name).shape for name, one in zip(names, found, strict=True)):
+            raise KeyError("views")  # of a version that had none
+        self.inside, self.alone, self.lacked, self.says = found
+        self.begun = tensors["begun"]
         self.looks = [Looks(**under(tensors, f"looks.{row}.")) for row in range(len(self.looks))]
 
     def look_again(self, tensors: dict[str, Tensor]) -> None:
@@ -256,11 +308,9 @@ class Deciding:
             for part, taken in zip(mine, other, strict=True):
                 if part.shape[1:] != taken.shape[1:] or not len(taken):
                     raise ValueError("its looks")
-        self.begun, self.inside, self.alone = (tensors[name] for name in ("begun", "inside", "alone"))
-        self.looks = looks
-        self.dealing.usual(self.begun)
         for plan, seen in enumerate(looks):
-            self.cascade.usual(plan, seen.entries)
+            begun = tensors["begun"][: len(seen.entries)]
+            self.keep(plan, begun, seen.entries, seen.results.to(self.manifolds[0].real))
 
 
 def _deviation(score: Tensor) -> float:

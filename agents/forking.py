@@ -132,8 +132,10 @@ class ForkLearner(ThroughSampler):
         self.tariff = Tariff(plans.counts[0], plans.counts[-1], self.core.prices)
         self.dealing = Dealing(plans.weights, plans.sizes, plans.counts, inputs)
         self.cascade = Cascade(len(plans.sizes), inputs, plans.first, plans.looks)
-        real, rival, margin = self.core.quality.real, str(h["rival"]), float(h["margin"])
-        self.deciding = Deciding(plans, self.dealing, self.cascade, real, rival, margin)
+        quality, rival, margin = self.core.quality, str(h["rival"]), float(h["margin"])
+        self.deciding = Deciding(
+            plans, self.dealing, self.cascade, quality.real, quality.views, rival, margin
+        )
         for network in (self.dealing.actor, *(gate.actor for gate in self.cascade.ahead)):
             blind(network, str(h["sees"]), inputs)  # and the first look's where it is made
         if not h["first_look"]:

@@ -164,5 +164,9 @@ class QualityScore(Protocol):
     def real(self) -> Tensor:
         """Features of real images, (N, F); none where it does not look at them."""
 
+    @property
+    def views(self) -> tuple[int, ...]:
+        """How many of the F features are of each network that looks."""
+
     def features(self, images: Tensor) -> Tensor:
         """What it compares images (R, C, H, W) by, (R, F)."""

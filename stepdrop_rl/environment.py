@@ -139,8 +139,10 @@ def _ground(config: EnvConfig, bank: TeacherBank, shown: tuple[RewardExtractor, 
     device = bank.teacher.device
     features: Callable[[Tensor], Tensor] = _nothing
     real = teacher_features = torch.empty(0, 0, device=device)
+    views: tuple[int, ...] = ()
     if shown is not None:
-        features, images = shown
+        extractor, images = shown
+        features, views = extractor, extractor.views
         with torch.no_grad():
             real = _in_batches(features, to_float(images).to(device))
             teacher_features = _in_batches(features, bank.teacher)
@@ -152,6 +154,7 @@ def _ground(config: EnvConfig, bank: TeacherBank, shown: tuple[RewardExtractor, 
         first=bank.first,
         prices=config.prices,
         price_bins=config.price_bins,
+        views=views,
     )
 
 

@@ -23,6 +23,7 @@ from stepdrop_rl.validation import Look, ValidationJudge
 from stepdrop_rl.weights import load_weights, save_weights
 
 STATE = "state"  # of the run, for --resume; the policy itself lies beside it
+_SAFE = 600.0  # seconds between two states at most: a machine that goes away takes no more than that
 
 
 class Session:
@@ -100,11 +101,12 @@ class Session:
         moving = self.learner.env.core.moving
         price_steps = 0 if moving is None else moving.steps
         next_look = (self.decisions // config.judge_every + 1) * config.judge_every
+        next_state = began + _SAFE
         with StopRequest(config.max_minutes) as stop, progress_bar() as bar:
             task = bar.add_task(config.algo, total=config.decisions, completed=self.decisions, note="")
 
             def go_on(decisions: int) -> bool:
-                nonlocal next_look, price_steps
+                nonlocal next_look, next_state, price_steps
                 self.seconds = before + time.monotonic() - began
                 note = "" if self.best is None else f"validation {self.best:.3f}"
                 bar.update(task, completed=decisions, note=note)
@@ -115,7 +117,10 @@ class Session:
                 if decisions >= next_look:
                     next_look = (decisions // config.judge_every + 1) * config.judge_every
                     self.look()
+                    next_state = 0.0
+                if time.monotonic() >= next_state:
                     self.save_state()
+                    next_state = time.monotonic() + _SAFE
                 return not stop
 
             self.learner.learn(config.decisions, go_on)

@@ -29,6 +29,7 @@ class Ground:
         first: Clean estimates after the first evaluation, of the bank's first K ≤ M noises, (K, C, H, W).
         prices: Smallest and largest price that episodes see.
         price_bins: Ranges of log price whose results are told apart.
+        views: How many of the features are of each network that looks; empty: all are of one.
     """
 
     features: Callable[[Tensor], Tensor]
@@ -38,6 +39,7 @@ class Ground:
     first: Tensor
     prices: tuple[float, float]
     price_bins: int = 6
+    views: tuple[int, ...] = ()
 
     @cached_property
     def real_distance(self) -> float:
@@ -148,6 +150,11 @@ class WeightedQuality:
     def real(self) -> Tensor:
         """Features of real images, (N, F); none where no term looks at them."""
         return self.ground.real
+
+    @property
+    def views(self) -> tuple[int, ...]:
+        """How many of the F features are of each network that looks."""
+        return self.ground.views or (self.real.shape[1],)
 
     def features(self, images: Tensor) -> Tensor:
         """What terms see of images (R, C, H, W): (R, F)."""

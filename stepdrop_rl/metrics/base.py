@@ -45,6 +45,10 @@ class FeatureExtractor(Protocol):
 class RewardExtractor(FeatureExtractor, Protocol):
     """One that rewards and searches look through."""
 
+    @property
+    def views(self) -> tuple[int, ...]:
+        """How many of the D features are of each network that looks."""
+
     def __call__(self, x: Tensor) -> Tensor:
         """Features alone, (B, D); differentiable."""
 

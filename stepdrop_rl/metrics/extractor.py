@@ -134,6 +134,11 @@ class Extractor(DepthFeatures):
             )
         self.head = nn.Linear(widths[-1], config.num_classes)
 
+    @property
+    def views(self) -> tuple[int, ...]:
+        """One network looks."""
+        return (self.num_features,)
+
     def maps(self, x: Tensor) -> list[Tensor]:
         """Activations of the stem and of each stage."""
         depths = [self.stem(x)]

@@ -44,13 +44,18 @@ class Joined:
         self.own = own
         self.large = EfficientNetLite(2)
         self.mean = torch.zeros(0)  # (1280,) of Lite2's features
-        self.components = torch.zeros(0)  # (1280, K), scaled
+        self.components = torch.zeros(0, 0)  # (1280, K), scaled
 
     @property
     def content_hash(self) -> str:
         """Names these very weights."""
         fitted = content_hash({"mean": self.mean, "components": self.components})
         return f"{self.own.content_hash}-{self.large.content_hash}-{fitted}"
+
+    @property
+    def views(self) -> tuple[int, ...]:
+        """How many features are of our own network, and how many of Lite2."""
+        return (*self.own.views, self.components.shape[1])
 
     @property
     def device(self) -> torch.device:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stepdrop_rl import arena, comparison
+from stepdrop_rl import arena, comparison, policy_training
 from stepdrop_rl.benchmarks import pipeline
 from stepdrop_rl.interrupt import StopRequest
 from stepdrop_rl.models.unet import load_model
@@ -178,6 +178,19 @@ def test_a_resumed_policy_run_goes_through_the_same_numbers(algo, monkeypatch, c
     assert read_json("parts/state.json")["history"][-1]["decisions"] == 80
     assert call("train_policy", *argv, "--output", "parts", "--resume") == 0
     assert equal_tensors("whole/state.safetensors", "parts/state.safetensors")
+    assert equal_tensors("whole/policy.safetensors", "parts/policy.safetensors")
+
+
+def test_a_policy_run_whose_machine_goes_away_goes_on(monkeypatch, capsys):
+    argv = [*TINY_POLICY, "--judge-every", "240"]
+    assert call("train_policy", *argv, "--output", "whole") == 0
+    asked = iter([False, False])
+    with monkeypatch.context() as patch:
+        patch.setattr(policy_training, "_SAFE", 0.0)
+        patch.setattr(StopRequest, "__bool__", lambda self: next(asked))  # and then the machine is gone
+        with pytest.raises(StopIteration):
+            call("train_policy", *argv, "--output", "parts")
+    assert call("train_policy", *argv, "--output", "parts", "--resume") == 0
     assert equal_tensors("whole/policy.safetensors", "parts/policy.safetensors")
 
 

@@ -277,11 +277,11 @@ def test_files_of_one_budget_share_it_and_what_draws_the_real_is_dealt_more_ofte
         learner.cascade.usual(plan, entries)
     deciding.begun = entries[:, 0]
     deciding.real = torch.zeros(size).double(), 0.01 * torch.eye(size).double()
-    before = distance(deciding.crowd(0).moments, deciding.real)
+    before = distance(deciding.crowd(0).moments[0], deciding.real[0])
     descend(learner, 300)
     chances = deciding.dealing.chances(0, deciding.begun).mean(0).detach()
     assert float(chances[1]) > 0.9
-    assert distance(deciding.crowd(0).moments, deciding.real) < before / 10
+    assert distance(deciding.crowd(0).moments[0], deciding.real[0]) < before / 10
     assert len(policy_of(problem, learner).dealing.members(0)) == 1, "what is hardly ever dealt is left out"
 
 
@@ -672,12 +672,12 @@ def test_the_gate_sends_some_the_other_way_where_all_would_be_too_many(problem):
     results = torch.tensor([5.0, 1.0, 5.0, -1.0]).expand(1500, 4)
     learner = looks_of(alone(problem, stretches=(0.5,), weight_decay=0.0), entries, results, 1.0)
     deciding = learner.deciding
-    before = distance(deciding.crowd(0).moments, deciding.real)
+    before = distance(deciding.crowd(0).moments[0], deciding.real[0])
     left = descend(learner, 300)
     assert left == pytest.approx(0.5, abs=0.1)
     # Half of them each have mean and variance of what is real in this feature.
     others = 0.01 * (len(deciding.real[0]) - 1)
-    assert distance(deciding.crowd(0).moments, deciding.real) == pytest.approx(others, abs=0.05) != before
+    assert distance(deciding.crowd(0).moments[0], deciding.real[0]) == pytest.approx(others, abs=0.05) != before
 
 
 def test_where_all_branches_are_alike_it_keeps_to_the_plan(problem):
