@@ -16,10 +16,10 @@ realism. What branch b makes of an image is worth
     Σ_v ν_v·m_vb − φ/σ_φ,   φ = Σ_v w_v·φ_v/d_v,
 
 m_vb the mean membership of all that b makes, φ_v the first variation of the distance, d_v the best plan's,
-and σ_φ the deviation of φ between branches of an image. Each survey sets ν by what is lacking now and what was lacking so far (a
-Lagrange multiplier under proportional-integral control: Stooke, Achiam and Abbeel 2020): no price suits all
-budgets and models. Image by image membership can hardly be told from what a look shows: gates that are paid
-by that learn noise by heart.
+and σ_φ the deviation of φ between branches of an image. Each survey sets ν by what is lacking now and what
+was lacking so far (a Lagrange multiplier under proportional-integral control: Stooke, Achiam and Abbeel
+2020): no price suits all budgets and models. Image by image membership can hardly be told from what a look
+shows: gates that are paid by that learn noise by heart.
 
 Φ itself would mislead where it holds nearness to the teacher: each evaluation brings an image nearer to its
 teacher, and few bring what is drawn nearer to what is real.
@@ -178,7 +178,9 @@ class Deciding:
     def _memberships(self, features: Tensor) -> Tensor:
         """Mean membership of ``features`` (R, B, F) in every view, (B, V)."""
         seen = zip(self.manifolds, features.split(self.views, 2), strict=True)
-        found = [[float(manifold.membership(f).double().mean()) for f in part.unbind(1)] for manifold, part in seen]
+        found = [
+            [float(manifold.membership(f).double().mean()) for f in part.unbind(1)] for manifold, part in seen
+        ]
         return torch.tensor(found, dtype=torch.float64).T
 
     def _drawn(self, results: Tensor, chances: Tensor) -> list[Moments]:
@@ -211,12 +213,19 @@ class Deciding:
         self.says[budget] -= self.says[budget].logsumexp(0)
         self._worths[budget] = self._worth(budget, crowd, price)
         told = {"leaves_plan": crowd.astray}
-        seen = {"distance": distances, "realism": crowd.inside, "price": price, "weight": self.says[budget].exp()}
+        seen = {
+            "distance": distances,
+            "realism": crowd.inside,
+            "price": price,
+            "weight": self.says[budget].exp(),
+        }
         if len(self.views) == 1:
             del seen["weight"]
             told |= {name: float(value) for name, value in seen.items()}
         else:
-            told |= {f"{name}_{v}": value for name, one in seen.items() for v, value in enumerate(one.tolist())}
+            told |= {
+                f"{name}_{v}": value for name, one in seen.items() for v, value in enumerate(one.tolist())
+            }
         return {f"gate/{name}_at_{self.plans.counts[budget]}": value for name, value in told.items()}
 
     def _paid(self, budget: int) -> list[int]:

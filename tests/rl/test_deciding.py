@@ -11,9 +11,7 @@ from agents.endings import Endings
 D = 6
 
 
-def deciding_of(
-    margin=0.01, rival="schedule", count=500, schedules=((0, 0.2, 0.5, 0.9),), views=(4,)
-):
+def deciding_of(margin=0.01, rival="schedule", count=500, schedules=((0, 0.2, 0.5, 0.9),), views=(4,)):
     real = 0.1 * torch.randn(count, sum(views), generator=torch.Generator().manual_seed(4))
     lams = [torch.tensor(lam) for lam in schedules]
     plans = Endings([4], lams, torch.full((1, len(lams)), 1 / len(lams)), 2, (-0.5, 0.5), looks=2)

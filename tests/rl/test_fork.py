@@ -677,7 +677,9 @@ def test_the_gate_sends_some_the_other_way_where_all_would_be_too_many(problem):
     assert left == pytest.approx(0.5, abs=0.1)
     # Half of them each have mean and variance of what is real in this feature.
     others = 0.01 * (len(deciding.real[0]) - 1)
-    assert distance(deciding.crowd(0).moments[0], deciding.real[0]) == pytest.approx(others, abs=0.05) != before
+    assert (
+        distance(deciding.crowd(0).moments[0], deciding.real[0]) == pytest.approx(others, abs=0.05) != before
+    )
 
 
 def test_where_all_branches_are_alike_it_keeps_to_the_plan(problem):
