@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from stepdrop_rl.data import to_float
 from stepdrop_rl.metrics.base import FeatureExtractor
@@ -25,6 +24,9 @@ def similarity(images: Tensor, others: Tensor, extractor: FeatureExtractor) -> d
         ``mse`` (of pixels in [-1, 1]), ``psnr`` (dB, at most 100), ``ssim`` (uniform window of 7) and
         ``perceptual``, a distance like LPIPS in the extractor's activations (:func:`perceptual_distance`).
     """
+    # Takes a second to import, and few runs ask for it.
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
     sums = dict.fromkeys(("mse", "psnr", "ssim", "perceptual"), 0.0)
     for batch in torch.arange(len(images)).split(_BATCH):
         a, b = (to_float(x[batch]).clamp(-1, 1).to(extractor.device) for x in (images, others))

@@ -301,10 +301,10 @@ def test_shipped_configs_hold_only_known_keys(name):
 
 
 def test_a_ladder_judges_every_rung_in_a_process_of_its_own(capsys):
-    argv = ["--ladder", "{ddim: [2, 4], multistep: [4]}", "--num-samples", "64", "--blocks", "2"]
+    argv = ["--ladder", "{ddim: [2], multistep: [4]}", "--num-samples", "64", "--blocks", "2"]
     assert call("evaluate", *argv, "--json", "ladder.json", "--tracking", "offline") == 0
     records = read_json("ladder.json")["records"]
-    assert [(r["solver"], r["nfe_mean"]) for r in records] == [("ddim", 2), ("ddim", 4), ("multistep", 4)]
+    assert [(r["solver"], r["nfe_mean"]) for r in records] == [("ddim", 2), ("multistep", 4)]
     assert records[1]["fd_digits_judge"] < records[0]["fd_digits_judge"]
     for record in records:
         assert record["peak_memory_mb"] > 0
@@ -315,16 +315,16 @@ def test_a_ladder_judges_every_rung_in_a_process_of_its_own(capsys):
     argv[1] = "{ddim: [2, 3]}"
     assert call("evaluate", *argv, "--json", "ladder.json", "--tracking", "none") == 0
     again = {(r["solver"], r["nfe_mean"]): r for r in read_json("ladder.json")["records"]}
-    assert set(again) == {("ddim", 2), ("ddim", 3), ("ddim", 4), ("multistep", 4)}
+    assert set(again) == {("ddim", 2), ("ddim", 3), ("multistep", 4)}
     assert again["ddim", 2]["images_per_second"] == records[0]["images_per_second"]
+    argv[1] = "{ddim: [2]}"
     assert call("evaluate", *argv, "--seed", "1", "--json", "ladder.json", "--tracking", "none") == 0
     held = read_json("ladder.json")
-    assert len(held["records"]) == 2
-    for record in held["records"]:
-        record |= {"device": "another", "images_per_second": -1.0}
+    assert len(held["records"]) == 1
+    held["records"][0] |= {"device": "another", "images_per_second": -1.0}
     write_json("ladder.json", held)
     assert call("evaluate", *argv, "--seed", "1", "--json", "ladder.json", "--tracking", "none") == 0
-    assert all(record["images_per_second"] > 0 for record in read_json("ladder.json")["records"])
+    assert read_json("ladder.json")["records"][0]["images_per_second"] > 0
     assert call("evaluate", "--ladder", "{ddim: [2.5]}") == 2
     assert call("evaluate", "--ladder", "{nobody: [2]}") == 2
 
