@@ -158,7 +158,7 @@ def study_curves(study: Study, solver: str) -> Figure:
         axes.set_ylabel(f"{study.distance} (lower is better)")
         axes.set_title(f"{study.config.data.name}, solver {solver}", loc="left", fontsize=10)
         if axes.get_legend_handles_labels()[0]:  # none while nobody is judged
-            axes.legend(frameon=False, fontsize=7, ncols=2)
+            figure.legend(loc="outside lower center", frameon=False, fontsize=7, ncols=3)
     return figure
 
 

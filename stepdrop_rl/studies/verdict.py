@@ -165,16 +165,22 @@ class Study:
         return owner, name.removeprefix(f"{owner}, ")
 
     def is_fixed(self, entry: Entry) -> bool:
-        """Whether it is a rival in claim A: all that is not learned, and fixed schedules of policies.
+        """Whether it is a rival in claim A: whoever gives all images the same schedule, and looks at none.
 
-        A mixture of a single schedule is one, too.
+        A mixture of a single schedule is one, too; any other, and coin flips, are rivals in claim B.
         """
         owner, control = self.parts(entry.name)
         if control:
             return owner in self.config.policies and control in _FIXED
-        if entry.name in self.config.blind:
-            return entry.is_one_schedule
-        return entry.name != FULL and entry.name not in self.config.policies
+        if entry.name in self.config.policies and entry.name not in self.config.blind:
+            return False
+        return entry.name != FULL and entry.is_one_schedule
+
+    def is_blind(self, entry: Entry, policy: Entry) -> bool:
+        """Whether it is a rival of ``policy`` in claim B: whoever does not look, nor its schedules dealt."""
+        if self.parts(entry.name)[1]:
+            return self.is_fixed(entry) or entry.name == f"{policy.name}, dealt"
+        return entry.name != FULL and not self.looks(entry.name)
 
     def best(self, entries: Iterable[Entry]) -> Entry | None:
         """The one of least distance."""
@@ -200,10 +206,8 @@ class Study:
             if not self.looks(entry.name):
                 continue
             here = self.at(entry.solver, entry.nfe)
-            fixed = [e for e in here if self.is_fixed(e)]
-            a = self.claim(entry, fixed)
-            blind = [e for e in here if e.name in self.config.blind or e.name == f"{entry.name}, dealt"]
-            b = self.claim(entry, fixed + blind)
+            a = self.claim(entry, [e for e in here if self.is_fixed(e)])
+            b = self.claim(entry, [e for e in here if self.is_blind(e, entry)])
             beats_fixed += [] if a is None else [a]
             looking_pays += [] if b is None else [b]
         return beats_fixed, looking_pays
@@ -221,10 +225,14 @@ class Study:
 
 def gather_entries(results: Iterable[Result]) -> tuple[list[Entry], list[str]]:
     """Group results by contender, solver and budget; and tell what could not be spent."""
+    results = list(results)
+    called = _short_names(results)
     groups: dict[tuple[str, str, float], list[Result]] = {}
     unreachable = []
     for result in results:
-        name = result["name"] if not result["control"] else f"{result['name']}, {label(result['control'])}"
+        name = called[result["name"]]
+        if result["control"]:
+            name += f", {label(result['control'])}"
         if "unreachable" in result:
             if result["control"] not in (None, "mode"):
                 continue  # what is left of a policy is out of reach where the policy is
@@ -232,6 +240,23 @@ def gather_entries(results: Iterable[Result]) -> tuple[list[Entry], list[str]]:
         else:
             groups.setdefault((name, result["solver"], result["nfe"]), []).append(result)
     return [Entry(*key, tuple(found)) for key, found in groups.items()], unreachable
+
+
+def _short_names(results: Sequence[Result]) -> dict[str, str]:
+    """What contenders are called: files by what all budgets share, where that tells them apart."""
+    called: dict[str, str] = {}
+    files: dict[tuple[str, str, float], dict[str, str]] = {}
+    for result in results:
+        name = result["name"]
+        called[name] = name
+        if name.endswith(".json"):
+            short = Path(name).stem.removesuffix(f"-{result['nfe']:g}").removesuffix(f"-{result['solver']}")
+            files.setdefault((short, result["solver"], result["nfe"]), {})[name] = short
+    taken = set(called)
+    for (short, *_), names in files.items():
+        if len(names) == 1 and short not in taken:
+            called |= names
+    return called
 
 
 def label(control: str) -> str:

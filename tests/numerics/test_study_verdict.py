@@ -105,6 +105,35 @@ def test_a_claim_stands_when_kid_agrees_and_precision_is_not_lower(kid, precisio
     assert b.distance.mean == pytest.approx(-0.505)
 
 
+def test_a_mixture_is_a_rival_in_claim_b_alone():
+    mixture = result("a/mixture-ddim-5.json", 5, (4.0, 5.0)) | {"rates": [1.0, 0.5, 1.0]}
+    found = study(result("ppo", 5, (4.5, 5.51), (0.05, 0.06)), result("uniform", 5, (6.0, 7.01)), mixture)
+    (a,), (b,) = found.claims()
+    assert (a.rival.name, a.holds) == ("uniform", True)
+    assert (b.rival.name, b.holds) == ("mixture", False)
+
+
+def test_files_are_called_by_what_budgets_share():
+    entries, _ = gather_entries(
+        [
+            result("a/energy-ddim-5.json", 5, (1, 2)),
+            result("a/energy-ddim-6.json", 6, (1, 2)),
+            result("a/xue-ddim-5.json", 5, (1, 2)),
+            result("b/xue-ddim-5.json", 5, (2, 3)),  # another one at the same budget
+            result("a/uniform.json", 5, (1, 2)),
+            result("uniform", 5, (1, 2)),
+        ]
+    )
+    assert [(e.name, e.nfe) for e in entries] == [
+        ("energy", 5),
+        ("energy", 6),
+        ("a/xue-ddim-5.json", 5),
+        ("b/xue-ddim-5.json", 5),
+        ("a/uniform.json", 5),
+        ("uniform", 5),
+    ]
+
+
 def test_a_smaller_distance_inside_the_interval_is_no_claim():
     found = study(result("ppo", 5, (4.0, 8.0), (0.05, 0.05)), result("uniform", 5, (6.0, 7.0)))
     (a,), (b,) = found.claims()
