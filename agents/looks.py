@@ -24,6 +24,10 @@ class Looks(NamedTuple):
     entries: Tensor
     results: Tensor
 
+    def some(self, rows: slice) -> Looks:
+        """Those."""
+        return Looks(*(part[rows] for part in self))
+
     def and_more(self, other: Looks) -> Looks:
         """These and then the others."""
         return Looks(*(torch.cat(both) for both in zip(self, other, strict=True)))

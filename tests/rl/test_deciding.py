@@ -161,11 +161,13 @@ def test_a_crowd_is_what_its_plans_bring_to_those_who_get_them():
     with torch.no_grad():
         for parameter in (*deciding.dealing.parameters(), *deciding.cascade.parameters()):
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    begun = torch.randn(300, D, generator=generator)
-    entries = torch.randn(300, 4, D, generator=generator)
-    results = torch.randn(2, 300, 9, 4, generator=generator)
+    begun = torch.randn(1200, D, generator=generator)
+    entries = torch.randn(1200, 4, D, generator=generator)
+    results = torch.randn(2, 1200, 9, 4, generator=generator)
     for plan in (0, 1):
         deciding.keep(plan, begun, entries, results[plan])
+    # One look in four is surveyed.
+    begun, entries, results = begun[::4], entries[::4], results[:, ::4]
     (crowd,) = deciding.crowd(0).moments
     begins = deciding.dealing.chances(0, begun).detach()
     drawn = []

@@ -276,7 +276,7 @@ def test_files_of_one_budget_share_it_and_what_draws_the_real_is_dealt_more_ofte
         deciding.looks[plan] = Looks(entries, features.half())
         learner.cascade.usual(plan, entries)
     deciding.begun = entries[:, 0]
-    deciding.real = torch.zeros(size).double(), 0.01 * torch.eye(size).double()
+    deciding.real = [(torch.zeros(size).double(), 0.01 * torch.eye(size).double())]
     before = distance(deciding.crowd(0).moments[0], deciding.real[0])
     descend(learner, 300)
     chances = deciding.dealing.chances(0, deciding.begun).mean(0).detach()
@@ -618,7 +618,7 @@ def looks_of(learner, entries, results, variance=0.01):
     features[..., 0] = results
     spread = torch.eye(size).double() * 0.01
     spread[0, 0] = variance
-    learner.deciding.real = torch.zeros(size).double(), spread
+    learner.deciding.real = [(torch.zeros(size).double(), spread)]
     learner.deciding.looks[0] = Looks(entries.unsqueeze(1), features.half())
     learner.cascade.usual(0, entries.unsqueeze(1))
     learner.deciding.begun = entries
@@ -676,7 +676,7 @@ def test_the_gate_sends_some_the_other_way_where_all_would_be_too_many(problem):
     left = descend(learner, 300)
     assert left == pytest.approx(0.5, abs=0.1)
     # Half of them each have mean and variance of what is real in this feature.
-    others = 0.01 * (len(deciding.real[0]) - 1)
+    others = 0.01 * (len(deciding.real[0][0]) - 1)
     assert (
         distance(deciding.crowd(0).moments[0], deciding.real[0]) == pytest.approx(others, abs=0.05) != before
     )
