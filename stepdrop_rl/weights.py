@@ -151,6 +151,13 @@ def load_weights(folder: PathLike, name: str) -> tuple[dict[str, Tensor], dict[s
     return tensors, metadata
 
 
+def holds_weights(folder: PathLike, name: str) -> bool:
+    """Whether tensors and metadata are both there: a clone may have the metadata alone."""
+    folder = Path(folder)
+    tensors = (folder / f"{name}{suffix}.safetensors" for suffix in ("", ".next"))
+    return (folder / f"{name}.json").is_file() and any(file.is_file() for file in tensors)
+
+
 def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: PathLike) -> None:
     """Load ``tensors`` into ``module``; :class:`UserError` naming ``source`` if they do not fit it."""
     try:

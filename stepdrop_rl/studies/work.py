@@ -31,7 +31,7 @@ from stepdrop_rl.policies import check_fit, check_range, given, load_policy, mak
 from stepdrop_rl.report.figures import images_by_schedule, png
 from stepdrop_rl.studies.plan import FULL, Job, baselines_of, needs, training_of
 from stepdrop_rl.teacher import full_trajectory
-from stepdrop_rl.weights import load_tensors, read_json, save_tensors, write_bytes, write_json
+from stepdrop_rl.weights import holds_weights, load_tensors, read_json, save_tensors, write_bytes, write_json
 
 SCHEMA = "stepdrop_rl.study_result/1"
 Result = dict[str, Any]
@@ -104,7 +104,8 @@ class Workshop:
             from stepdrop_rl.train_policy import run as train
 
             training = training_of(self.config, job, self.root)
-            train(replace(training, resume=job.path(self.root).is_file()))
+            state = job.path(self.root)
+            train(replace(training, resume=holds_weights(state.parent, state.stem)))
         elif job.kind == "search":
             from stepdrop_rl.search import run as search
 
