@@ -11,12 +11,25 @@ from stepdrop_rl.config.common import CommonConfig, Precision, RewardName, requi
 _PLAIN = ("mode", "mean_schedule", "habit", "dealt", "coins", "shuffled")
 _SHOWN = ("noise", "change", "clipping", "features")  # agents.controls.SHOWN
 CONTROLS = (*_PLAIN, *(f"shuffled_{group}" for group in _SHOWN))
+_ENTRY = ("algo", "seeds", "nfe", "controls", "plans", "start_from", "train")  # of a policy
 
 
-def begins_with(policy: Mapping[str, Any]) -> list[str]:
-    """The searches with whose results a policy of a study begins."""
+def begins_with(policy: Mapping[str, Any], nfe: float | None = None) -> list[str]:
+    """The searches with whose results a policy of a study begins at a budget, or at any of them."""
     plans = policy.get("plans", [])
+    if isinstance(plans, Mapping):
+        if nfe is None:
+            return [name for one in plans.values() for name in begins_with({"plans": one})]
+        plans = {float(budget): one for budget, one in plans.items()}.get(nfe, [])
     return [plans] if isinstance(plans, str) else list(plans)
+
+
+def _are_plans(told: Any) -> bool:
+    """Whether it is a name, a list of names, or budgets to such."""
+    if isinstance(told, Mapping):
+        budgets = (str(budget).replace(".", "", 1).isdigit() for budget in told)
+        return all(budgets) and all(isinstance(one, (str, list)) for one in told.values())
+    return isinstance(told, (str, list))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +40,9 @@ class StudyConfig(CommonConfig):
         model: Name of a shipped model, or the folder of one (default: the data set's).
         solvers: With each of which all of it is done.
         nfe: Mean evaluations per image.
-        policies: Name to {algo, seeds: how many, nfe: budgets if not all, plans: the search, or several,
-            whose results 'fork' begins with, start_from: the policy before it whose run of the same seed
-            it starts from, train: options of train_policy}.
+        policies: Name to {algo, seeds: how many, nfe: budgets if not all, controls: if not those of all,
+            plans: the search, or several, whose results 'fork' begins with, or budget to these, start_from:
+            the policy before it whose run of the same seed it starts from, train: options of train_policy}.
         searches: Methods of search, at whole budgets; energy:effort=8 searches for so much longer,
             energy:order=2 with jumps of a lower order than the solver's.
         baselines: Agents of a budget; a * after the name: with the last time that suits it best. A file or
@@ -89,16 +102,16 @@ class StudyConfig(CommonConfig):
             self.num_samples > 0 and self.num_samples % self.blocks == 0,
             f"num_samples ({self.num_samples}) must be a multiple of blocks ({self.blocks})",
         )
-        for name in self.controls:
-            require(name in CONTROLS, f"unknown control '{name}'; known are {', '.join(CONTROLS)}")
         for name, entry in self.policies.items():
-            unknown = set(entry) - {"algo", "seeds", "nfe", "plans", "start_from", "train"}
-            known = "algo, seeds, nfe, plans, start_from and train"
-            require(not unknown, f"policies.{name} knows {known}, not {sorted(unknown)}")
+            *most, last = _ENTRY
+            known = f"{', '.join(most)} and {last}"
+            unknown = sorted(set(entry) - set(_ENTRY))
+            require(not unknown, f"policies.{name} knows {known}, not {unknown}")
             require(
-                isinstance(entry.get("plans", []), (str, list)),
-                f"policies.{name}: plans must be names of searches",
+                isinstance(entry.get("controls", []), list),
+                f"policies.{name}: controls must be a list of names",
             )
+            require(_are_plans(entry.get("plans", [])), f"policies.{name}: plans must be names of searches")
             for plans in begins_with(entry):
                 require(
                     plans in self.searches,
@@ -107,7 +120,14 @@ class StudyConfig(CommonConfig):
             seeds = entry.get("seeds", 1)
             require(isinstance(seeds, int) and seeds > 0, f"policies.{name}.seeds must be a positive number")
             self._require_first(name, entry)
+        for control in (*self.controls, *(c for name in self.policies for c in self.controls_of(name))):
+            require(control in CONTROLS, f"unknown control '{control}'; known are {', '.join(CONTROLS)}")
         require_minutes(self.max_minutes)
+
+    def controls_of(self, policy: str) -> list[str]:
+        """What is taken away from a policy in turn: blind ones have nothing to shuffle."""
+        asked = self.policies[policy].get("controls", self.controls)
+        return [c for c in asked if policy not in self.blind or not c.startswith("shuffled")]
 
     def _require_first(self, name: str, entry: Mapping[str, Any]) -> None:
         """The policy that one starts from comes before it, with as many seeds."""

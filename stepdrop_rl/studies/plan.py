@@ -138,9 +138,8 @@ def jobs(config: StudyConfig) -> Iterator[Job]:
                     continue
                 for seed in range(int(entry.get("seeds", 1))):
                     yield Job("judge", name, solver, nfe, seed)
-                for control in config.controls:
-                    if name not in config.blind or not control.startswith("shuffled"):
-                        yield Job("judge", name, solver, nfe, 0, control)
+                for control in config.controls_of(name):
+                    yield Job("judge", name, solver, nfe, 0, control)
             for name, plan in baselines.items():
                 if plan is None or (whole(plan.nfe) == nfe and plan.solver in (None, solver)):
                     yield Job("judge", name, solver, nfe)
@@ -156,7 +155,9 @@ def needs(config: StudyConfig, job: Job) -> list[Job]:
     if job.kind == "train":
         entry = config.policies[job.name]
         budgets = [nfe for nfe in budgets_of(config, job.name) if nfe == int(nfe)]
-        found = [Job("search", method, job.solver, nfe) for nfe in budgets for method in begins_with(entry)]
+        found = [
+            Job("search", method, job.solver, nfe) for nfe in budgets for method in begins_with(entry, nfe)
+        ]
         first = entry.get("start_from")
         return found if first is None else [*found, replace(job, name=first)]
     if job.name not in config.policies:

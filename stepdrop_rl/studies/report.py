@@ -186,7 +186,7 @@ def _sight(study: Study) -> list[Block]:
     found = {(e.name, e.solver, e.nfe): e for e in study.entries}
     rows = []
     for name in study.config.policies:
-        for control in study.config.controls:
+        for control in study.config.controls_of(name):
             if not study.looks(name) or not control.startswith("shuffled"):
                 continue
             for solver in study.config.solvers:

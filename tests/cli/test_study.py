@@ -168,13 +168,18 @@ def test_workers_stop_in_good_order_and_go_on(tmp_path):
     [
         ({"searches": ["git"]}, "did you mean 'gits'"),
         ({"baselines": ["unifrom*"]}, "did you mean 'uniform'"),
-        ({"policies": {"ppo": {"sedes": 3}}}, "knows algo, seeds, nfe, plans, start_from and train"),
+        ({"policies": {"ppo": {"sedes": 3}}}, "knows algo, seeds, nfe, controls, plans, start_from and"),
         ({"policies": {"fork": {"plans": "mixtur"}}}, "plans must be of the searches"),
         ({"policies": {"fork": {"plans": 3}}}, "plans must be names of searches"),
+        ({"policies": {"fork": {"plans": {4: 3}}}}, "plans must be names of searches"),
+        ({"policies": {"fork": {"plans": {"few": "xue"}}}}, "plans must be names of searches"),
+        ({"policies": {"fork": {"plans": {4: "mixtur"}}}}, "plans must be of the searches"),
         ({"policies": {"a": {"start_from": "b"}, "b": {}}}, "must be one of those before it: none"),
         ({"policies": {"b": {}, "a": {"start_from": "b", "seeds": 2}}}, "policies.a has more seeds than b"),
         ({"policies": {"pppo": {}}}, "did you mean 'ppo'"),
         ({"controls": ["mod"]}, "unknown control 'mod'"),
+        ({"policies": {"ppo": {"controls": ["mod"]}}}, "unknown control 'mod'"),
+        ({"policies": {"ppo": {"controls": "mode"}}}, "policies.ppo: controls must be a list of names"),
         ({"blind": ["mixtur"]}, "did you mean 'mixture'"),
         ({"baselines": ["dear.json"]}, "dear.json spends 6 evaluations, which is none of the budgets"),
         ({"baselines": ["cheap.json*"]}, "a * is for spacings"),
@@ -206,6 +211,31 @@ def test_plans_of_a_search_come_before_who_begins_with_them(tmp_path):
     training = training_of(config, Job("train", "fork", "multistep"), tmp_path)
     files = [str(tmp_path / "schedules" / f"mixture-multistep-{nfe}.json") for nfe in (4, 6)]
     assert training.hyperparameters == {"plans": files}
+
+
+def test_a_policy_may_begin_with_another_search_at_each_budget(tmp_path):
+    config = StudyConfig(
+        policies={"fork": {"plans": {4: "energy", "6": ["xue", "energy"]}}},
+        searches=["energy", "xue"],
+        nfe=[4.0, 6.0],
+    )
+    training = training_of(config, Job("train", "fork", "multistep"), tmp_path)
+    files = [
+        f"schedules/{name}.json" for name in ("energy-multistep-4", "xue-multistep-6", "energy-multistep-6")
+    ]
+    assert training.hyperparameters == {"plans": [str(tmp_path / file) for file in files]}
+
+
+def test_a_policy_may_have_controls_of_its_own():
+    config = StudyConfig(
+        policies={"ppo": {}, "dqn": {"controls": ["mode"]}, "rloo": {"controls": ["shuffled", "coins"]}},
+        controls=["dealt"],
+        searches=[],
+        blind=["rloo"],
+        nfe=[4.0],
+    )
+    judged = [(job.name, job.control) for job in jobs(config) if job.control is not None]
+    assert judged == [("ppo", "dealt"), ("dqn", "mode"), ("rloo", "coins")]
 
 
 def test_a_policy_comes_after_the_one_whose_run_it_starts_from(tmp_path):
