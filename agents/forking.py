@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.actor import blind, see_only, under
+from agents.average import Average
 from agents.cascade import Cascade
 from agents.dealing import Dealing
 from agents.deciding import Deciding
@@ -74,6 +75,7 @@ class ForkLearner(ThroughSampler):
         "side_weight": 0.4,
         "updates": 8,
         "update_size": 1024,
+        "averaged": 6,
         "rival": "schedule",
         "margin": 0.0,
         "weight_decay": 0.1,
@@ -140,10 +142,15 @@ class ForkLearner(ThroughSampler):
             blind(network, str(h["sees"]), inputs)  # and the first look's where it is made
         if not h["first_look"]:
             see_only(self.dealing.actor, range(inputs, inputs + len(plans.counts)))
+        self.average = Average({"dealing": self.dealing, "cascade": self.cascade}, self._horizon())
         self._next_plans: list[int] = []
         self._draws = True  # images to learn from; or it was given another run's looks
         self._order = torch.randperm(self.core.num_images, generator=self.generator)
         return {"dealing": self.dealing, "cascade": self.cascade, "tree": plans}
+
+    def _horizon(self) -> int:
+        """Over how many steps gates are averaged: surveys change prices, and gates follow them to and fro."""
+        return max(int(self.hyperparameters["averaged"]) * int(self.hyperparameters["updates"]), 1)
 
     def _make_plans(self) -> tuple[Grid, Plans]:
         """Plans, and the grid from whose beginning to whose end they reach."""
@@ -239,6 +246,7 @@ class ForkLearner(ThroughSampler):
         with torch.no_grad():  # decoupled weight decay (Loshchilov and Hutter 2019)
             for parameter in parameters:
                 parameter.mul_(shrink)
+        self.average.update()
 
     def _next_plan(self) -> int:
         """Every plan in turn, in an order that changes."""
@@ -306,6 +314,7 @@ class ForkLearner(ThroughSampler):
         inner = self.process.time_of((grid.lam[0] + (grid.lam[-1] - grid.lam[0]) * lam.to(grid.lam))[1:-1])
         times = [float(grid.times[0]), *inner.tolist(), float(grid.times[-1])]
         dealing, cascade = deepcopy(self.dealing), deepcopy(self.cascade)
+        self.average.give({"dealing": dealing, "cascade": cascade})
         for plan, looks in enumerate(self.deciding.looks):
             if len(looks.entries):
                 cascade.settle(plan, looks.entries, _SLACK * plans.sizes[plan])
@@ -319,7 +328,7 @@ class ForkLearner(ThroughSampler):
         """All that a resumed run needs, looks included."""
         kept = super().state() | {"next": torch.tensor(self._next_plans, dtype=torch.int64)}
         kept |= {"order": self._order, "looking": torch.tensor(self._draws)}
-        return kept | self.deciding.state()
+        return kept | self.average.state() | self.deciding.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`; :class:`UserError` where it is of other plans."""
@@ -328,4 +337,5 @@ class ForkLearner(ThroughSampler):
         super().load_state(tensors)
         self._next_plans, self._order = tensors["next"].tolist(), tensors["order"]
         self._draws = bool(tensors.get("looking", True))
+        self.average.load_state(tensors)
         self.deciding.load_state(tensors)

@@ -190,6 +190,7 @@ def test_a_sample_gets_the_plan_that_its_first_evaluation_asks_for(problem, mixe
         last.weight.copy_(300 * torch.randn(3, 64, generator=generator))
         z = mixed.dealing.logits(0, mixed.deciding.begun)[:, :2]
         last.bias[:2] -= z.median(0).values.float()
+    mixed.average.steps = 0  # what was learned before counts no more
     policy = policy_of(problem, mixed)
     chances = policy.dealing.chances(0, mixed.deciding.begun)[:BANK]
     assert float((chances @ policy.dealing.sizes).mean()) <= 4
