@@ -51,7 +51,8 @@ class ForkLearner(ThroughSampler):
     ``looks`` looks choose among them: ``stretches`` of the gap that follows, and ``orders`` of the jump over
     it, where they are not the solver's own; ``keep_end`` leaves the last evaluation where it is. Which plan a
     sample gets is left to chance or, with ``first_look``, to what its first evaluation shows as well.
-    ``rival`` and ``margin`` are those of :class:`agents.deciding.Deciding`.
+    ``rival`` and ``margin`` are those of :class:`agents.deciding.Deciding`. A policy's gates are the average
+    of those of the last ``averaged`` surveys' steps.
     """
 
     algo = "fork"
@@ -102,6 +103,8 @@ class ForkLearner(ThroughSampler):
             raise UserError(f"need 1 <= looks <= left ({left}), not {h['looks']}")
         if h["plans"] and h["keep_end"] and h["stretches"] and int(h["looks"]) >= left:
             raise UserError(f"need looks < left ({left}) where the end is kept, not {h['looks']}")
+        if int(h["averaged"]) < 1:
+            raise UserError(f"averaged must be 1 survey at least, not {h['averaged']}")
         if int(h["update_size"]) < 2:
             raise UserError(f"update_size must be 2 at least, not {h['update_size']}")
         if 0 in h["stretches"]:
@@ -150,7 +153,7 @@ class ForkLearner(ThroughSampler):
 
     def _horizon(self) -> int:
         """Over how many steps gates are averaged: surveys change prices, and gates follow them to and fro."""
-        return max(int(self.hyperparameters["averaged"]) * int(self.hyperparameters["updates"]), 1)
+        return int(self.hyperparameters["averaged"]) * max(int(self.hyperparameters["updates"]), 1)
 
     def _make_plans(self) -> tuple[Grid, Plans]:
         """Plans, and the grid from whose beginning to whose end they reach."""

@@ -812,6 +812,7 @@ def test_it_refuses_what_it_cannot_use(problem):
         ({"sees": "samples"}, "did you mean 'sample'"),
         ({"rival": "schedules"}, "did you mean 'schedule'"),
         ({"margin": 2}, "margin must lie between -1 and 1, not 2"),
+        ({"averaged": 0}, "averaged must be 1 survey at least, not 0"),
         ({"moving": MovingPrice(4.0, start=0.02, step=0.1, batch=16)}, "no env.target_nfe"),
     ]:
         with pytest.raises(UserError, match=says) as caught:
