@@ -146,6 +146,7 @@ def _speed(shop: Workshop, batch_size: int) -> float:
 
 def _study(config: StudyConfig, shop: Workshop, todo: Sequence[Job]) -> Study:
     """All results that are there."""
+    from stepdrop_rl.studies.plan import listed
     from stepdrop_rl.studies.verdict import Study, gather_entries
     from stepdrop_rl.weights import read_json
 
@@ -154,7 +155,7 @@ def _study(config: StudyConfig, shop: Workshop, todo: Sequence[Job]) -> Study:
     own = [job for job in done if job.name in config.policies and job.control is None and job.seed == 0]
     paths = ((job, job.path(shop.root).with_suffix(".png")) for job in own)
     pictures = {f"{job.name} at {job.nfe:g}, {job.solver}": path for job, path in paths if path.is_file()}
-    left = [job.label.removeprefix("judge ") for job in todo if job.kind == "judge" and job not in done]
+    left = listed(job for job in todo if job.kind == "judge" and job not in done)
     return Study(config, shop.judges, shop.distances, entries, unreachable, pictures, left)
 
 

@@ -7,7 +7,7 @@ judging are exact but for policies, which spend their budget at most.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +64,21 @@ class Job:
             return root / "schedules" / f"{slug}-{self.nfe:g}.json"
         control = f"-{self.control}" if self.control else ""
         return root / "results" / f"{slug}-{self.nfe:g}-{self.seed}{control}.json"
+
+
+def listed(some: Iterable[Job]) -> list[str]:
+    """Jobs for people: each contender with its budgets, and its seeds where it has several."""
+    groups: dict[tuple[str, str], list[Job]] = {}
+    for job in some:
+        name = job.name if job.control is None else f"{job.name}, {job.control.replace('_', ' ')}"
+        groups.setdefault((name, job.solver), []).append(job)
+    lines = []
+    for (name, solver), mine in groups.items():
+        budgets = ", ".join(f"{nfe:g}" for nfe in sorted({job.nfe for job in mine}))
+        seeds = sorted({job.seed for job in mine})
+        with_seeds = f", seeds {', '.join(map(str, seeds))}" if seeds != [0] else ""
+        lines.append(f"{name} at {budgets}, {solver}{with_seeds}")
+    return lines
 
 
 def _slug(text: str) -> str:

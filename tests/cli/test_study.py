@@ -12,7 +12,7 @@ from agents.search import blackbox, mixture
 from stepdrop_rl import arena
 from stepdrop_rl.config import StudyConfig
 from stepdrop_rl.pricing import settled_price
-from stepdrop_rl.studies.plan import Job, cost, jobs, training_of
+from stepdrop_rl.studies.plan import Job, cost, jobs, listed, training_of
 from stepdrop_rl.weights import read_json, write_json
 
 from .conftest import call
@@ -224,6 +224,13 @@ def test_a_policy_may_begin_with_another_search_at_each_budget(tmp_path):
         f"schedules/{name}.json" for name in ("energy-multistep-4", "xue-multistep-6", "energy-multistep-6")
     ]
     assert training.hyperparameters == {"plans": [str(tmp_path / file) for file in files]}
+
+
+def test_jobs_are_listed_by_contender():
+    some = [Job("judge", "ppo", "ddim", 4.0, seed) for seed in (0, 1)] + [Job("judge", "ppo", "ddim", 5.5)]
+    some += [Job("judge", "ppo", "ddim", 4.0, 0, "mean_schedule"), Job("judge", "xue", "multistep", 6.0)]
+    told = ["ppo at 4, 5.5, ddim, seeds 0, 1", "ppo, mean schedule at 4, ddim", "xue at 6, multistep"]
+    assert listed(some) == told
 
 
 def test_a_policy_may_have_controls_of_its_own():
