@@ -34,6 +34,7 @@ _COLOURS = {
 }
 _LEARNED = "#1f77b4"
 _TOP = 6  # times the best at the first budget: what is worse is off the figure
+_SHOWN_RIVALS = 9  # of a study, the nearest ones: its tables have all
 _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -119,12 +120,15 @@ def sampler_curves(rows: Sequence[Mapping[str, Any]], distance: str, title: str)
 
 
 def study_curves(study: Study, solver: str) -> Figure:
-    """A study's policies over their budgets, with intervals, and everything that they are up against."""
+    """A study's policies over their budgets, with intervals, and the nearest of those they are up against."""
     judge = study.judges[0]
     lines: dict[str, list[Entry]] = {}
     for entry in study.entries:
         if entry.solver == solver and ", " not in entry.name and entry.name != "full":
             lines.setdefault(entry.name, []).append(entry)
+    shown = _nearest(study, lines)
+    beyond = len(lines) - len(shown)
+    lines = {name: entries for name, entries in lines.items() if name in shown}
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
         palette = plt.get_cmap("tab20")
@@ -151,6 +155,8 @@ def study_curves(study: Study, solver: str) -> Figure:
         if full is not None:
             floor = full.estimate(judge, study.distance).mean
             axes.axhline(floor, color="#222222", linestyle="--", linewidth=1.2, label=f"full ({full.nfe:g})")
+        if beyond:
+            axes.plot([], [], " ", label=f"(farther off: {beyond} more)")
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(3, 1)))
@@ -160,6 +166,24 @@ def study_curves(study: Study, solver: str) -> Figure:
         if axes.get_legend_handles_labels()[0]:  # none while nobody is judged
             figure.legend(loc="outside lower center", frameon=False, fontsize=7, ncols=3)
     return figure
+
+
+def _nearest(study: Study, lines: Mapping[str, Sequence[Entry]]) -> set[str]:
+    """Policies that look, and the rivals that are nearest to the best of a budget, on the mean over theirs."""
+    judge = study.judges[0]
+    distance = {
+        (name, entry.nfe): entry.estimate(judge, study.distance).mean
+        for name, entries in lines.items()
+        for entry in entries
+    }
+    best = {nfe: min(d for (_, at), d in distance.items() if at == nfe) for _, nfe in distance}
+
+    def behind(name: str) -> float:
+        ratios = [d / best[nfe] for (who, nfe), d in distance.items() if who == name]
+        return sum(ratios) / len(ratios)
+
+    rivals = sorted((name for name in lines if not study.looks(name)), key=behind)
+    return {name for name in lines if study.looks(name)} | set(rivals[:_SHOWN_RIVALS])
 
 
 class _Strip(NamedTuple):

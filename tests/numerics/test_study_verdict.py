@@ -7,6 +7,7 @@ import pytest
 
 from stepdrop_rl.config import StudyConfig
 from stepdrop_rl.metrics.blocks import t_quantile
+from stepdrop_rl.report.figures import study_curves
 from stepdrop_rl.studies.report import compose
 from stepdrop_rl.studies.verdict import Entry, Study, difference, gather_entries, interval
 
@@ -49,6 +50,14 @@ def test_differences_are_paired_by_block():
     found = difference(ours, theirs, "j", "fd_j")
     assert found.mean == pytest.approx(-1)
     assert found.half_width == pytest.approx(0)
+
+
+def test_the_figure_shows_the_policy_and_the_rivals_that_are_nearest():
+    rivals = [result(f"rival{k}", 5, (10.0 + k, 10.0 + k)) | {"nfe_mean": 5.0} for k in range(12)]
+    far = result("ppo", 5, (900.0, 901.0)) | {"nfe_mean": 5.0}
+    figure = study_curves(study(*reversed(rivals), far), "ddim")
+    named = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert named == {"ppo", *(f"rival{k}" for k in range(9)), "(farther off: 3 more)"}
 
 
 def test_a_policy_may_have_a_comma_in_its_name():
