@@ -169,7 +169,7 @@ def study_curves(study: Study, solver: str) -> Figure:
 
 
 def _nearest(study: Study, lines: Mapping[str, Sequence[Entry]]) -> set[str]:
-    """Policies that look, and the rivals that are nearest to the best of a budget, on the mean over theirs."""
+    """Policies that look, and the rivals nearest to the best of a budget, on the mean over theirs."""
     judge = study.judges[0]
     distance = {
         (name, entry.nfe): entry.estimate(judge, study.distance).mean
