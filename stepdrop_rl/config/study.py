@@ -107,8 +107,9 @@ class StudyConfig(CommonConfig):
             known = f"{', '.join(most)} and {last}"
             unknown = sorted(set(entry) - set(_ENTRY))
             require(not unknown, f"policies.{name} knows {known}, not {unknown}")
+            controls = entry.get("controls", [])
             require(
-                isinstance(entry.get("controls", []), list),
+                isinstance(controls, list) and all(isinstance(one, str) for one in controls),
                 f"policies.{name}: controls must be a list of names",
             )
             require(_are_plans(entry.get("plans", [])), f"policies.{name}: plans must be names of searches")

@@ -23,7 +23,7 @@ from torch import Tensor
 from stepdrop_rl.comparison import Outcome
 from stepdrop_rl.engine import Samples
 from stepdrop_rl.report.images import image_grid
-from stepdrop_rl.studies.verdict import Entry, Study
+from stepdrop_rl.studies.verdict import Entry, Study, ratio
 
 _COLOURS = {
     "uniform": "#7f7f7f",
@@ -179,7 +179,7 @@ def _nearest(study: Study, lines: Mapping[str, Sequence[Entry]]) -> set[str]:
     best = {nfe: min(d for (_, at), d in distance.items() if at == nfe) for _, nfe in distance}
 
     def behind(name: str) -> float:
-        ratios = [d / best[nfe] for (who, nfe), d in distance.items() if who == name]
+        ratios = [ratio(d, best[nfe]) for (who, nfe), d in distance.items() if who == name]
         return sum(ratios) / len(ratios)
 
     rivals = sorted((name for name in lines if not study.looks(name)), key=behind)

@@ -180,6 +180,7 @@ def test_workers_stop_in_good_order_and_go_on(tmp_path):
         ({"controls": ["mod"]}, "unknown control 'mod'"),
         ({"policies": {"ppo": {"controls": ["mod"]}}}, "unknown control 'mod'"),
         ({"policies": {"ppo": {"controls": "mode"}}}, "policies.ppo: controls must be a list of names"),
+        ({"policies": {"ppo": {"controls": [3]}}}, "policies.ppo: controls must be a list of names"),
         ({"blind": ["mixtur"]}, "did you mean 'mixture'"),
         ({"baselines": ["dear.json"]}, "dear.json spends 6 evaluations, which is none of the budgets"),
         ({"baselines": ["cheap.json*"]}, "a * is for spacings"),
