@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from agents import BASELINES
 from agents.adaptive import Adaptive, calibrated
 from agents.base import Agent, Budget
 from agents.fixed import FixedSchedule, whole
@@ -144,7 +145,12 @@ class Arena:
         return make_agent(name, budget, model=self.model, solver=self.solver)
 
     def contender(self, name: str, nfe: float, price: float | None = None) -> Contender:
-        """Make the agent called ``name`` spend ``nfe`` evaluations at most, or pay ``price``."""
+        """Make the agent called ``name`` spend ``nfe`` evaluations at most, or pay ``price``.
+
+        A spacing whose name ends with ``*`` gets the last time that suits it best.
+        """
+        if name.endswith(TUNED):
+            return self.tuned(name.removesuffix(TUNED), nfe)
         return self.settle(self.agent(name, nfe), nfe, price)
 
     def settle(self, agent: Agent, nfe: float, price: float | None = None) -> Contender:
@@ -204,6 +210,13 @@ def budget_of(model: Model, nfe: float, num_decisions: int) -> Budget:
     """What a baseline needs to spend ``nfe`` evaluations between the ends of ``model``."""
     info = model.info
     return Budget(nfe, info.t_start, info.t_end, num_decisions, model.denoiser.schedule)
+
+
+def check_baseline(name: str) -> None:
+    """Raise :class:`UserError` where nothing is called ``name``, but for the ``*`` after a spacing's."""
+    check_name(name.removesuffix(TUNED))
+    if name.endswith(TUNED) and name.removesuffix(TUNED) not in BASELINES:
+        raise UserError(f"{name}: a {TUNED} is for spacings, the times of others are what they are")
 
 
 def make_arena(

@@ -34,7 +34,8 @@ class Outcome:
         contender: Who.
         samples: What it drew (of the images only the first ones).
         estimates: Metric → mean over the blocks, standard error, block values.
-        to_teacher: How like the full trajectory of the same noise: mse, psnr, ssim, perceptual.
+        to_teacher: How like the full trajectory of the same noise: mse, psnr, ssim, perceptual; empty where
+            that was not drawn.
         latency_ms: Median wall time of one image drawn alone.
         gflops: Of the network, per image.
     """
@@ -83,18 +84,18 @@ class Outcome:
         }
 
 
-def judged(arena: Arena, contender: Contender, samples: Samples, teacher: Tensor) -> Outcome:
+def judged(arena: Arena, contender: Contender, samples: Samples, teacher: Tensor | None) -> Outcome:
     """Judge what a contender drew; with several processes: all that they drew together.
 
     Args:
         arena: Where.
         contender: Who.
         samples: This process's share, as files would hold it.
-        teacher: The full trajectory of the same noise, likewise.
+        teacher: The full trajectory of the same noise, likewise, or None.
     """
     world = arena.world
     features, logits = (world.gathered(part) for part in gather(samples.images, arena.extractor))
-    like = similarity(samples.images, teacher, arena.extractor)
+    like = {} if teacher is None else similarity(samples.images, teacher, arena.extractor)
     shares = world.gathered(torch.tensor([[len(samples.images), *like.values()]], dtype=torch.float64))
     means = (shares[:, 1:] * shares[:, :1]).sum(0) / shares[:, 0].sum()
     seconds = world.gathered(torch.tensor([samples.seconds], dtype=torch.float64))

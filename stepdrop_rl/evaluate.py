@@ -38,19 +38,18 @@ def run(config: EvaluateConfig) -> None:
 
 
 def _run(config: EvaluateConfig, world: World) -> None:
-    from stepdrop_rl.arena import make_arena
+    from stepdrop_rl.arena import TUNED, check_baseline, make_arena
     from stepdrop_rl.comparison import RESULT_SCHEMA, records
     from stepdrop_rl.metrics import distance_name
-    from stepdrop_rl.policies import check_name
     from stepdrop_rl.report.tables import comparison_rows, print_table
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import write_json
 
     for name in config.baselines:
-        check_name(name)
+        check_baseline(name)
     arena, requested = make_arena(config, blocks=config.blocks, judge=config.metrics.judge, world=world)
     for name in config.baselines:
-        arena.agent(name)  # what does not fit is noticed before images are drawn
+        arena.agent(name.removesuffix(TUNED))  # what does not fit is noticed before images are drawn
     # A judge that cannot be had is noticed before images are drawn.
     distance = distance_name(arena.extractor.name)
     name = f"evaluate-{requested.agent.name}-{config.data.name}"
@@ -88,7 +87,7 @@ def compare(config: EvaluateConfig, arena: Arena, requested: Contender) -> list[
     """
     from agents import BASELINES
     from agents.fixed import FixedSchedule
-    from stepdrop_rl.arena import TEACHER_STEPS, Contender
+    from stepdrop_rl.arena import TEACHER_STEPS, TUNED, Contender
     from stepdrop_rl.comparison import judged
     from stepdrop_rl.report.progress import progress_bar
     from stepdrop_rl.teacher import full_trajectory
@@ -102,15 +101,16 @@ def compare(config: EvaluateConfig, arena: Arena, requested: Contender) -> list[
             task = bar.add_task(contender.agent.name, total=total, note="")
             return arena.draw(contender, config.num_samples, lambda count: bar.advance(task, count))
 
-        trajectory = draw(full)
-        teacher = trajectory.images
-        last = [judged(arena, full, trajectory, teacher)] if config.teacher else []
+        trajectory = draw(full) if config.teacher else None
+        teacher = None if trajectory is None else trajectory.images
+        last = [] if trajectory is None else [judged(arena, full, trajectory, teacher)]
         outcomes = [judged(arena, requested, draw(requested), teacher)]
         spent = outcomes[0].nfe_mean
         for name in config.baselines:
             if name not in (requested.agent.name, config.policy):
                 rivals = [arena.contender(name, spent)]
-                if config.tuned and name in BASELINES and isinstance(rivals[0].agent, FixedSchedule):
+                may = config.tuned and name in BASELINES and name + TUNED not in config.baselines
+                if may and isinstance(rivals[0].agent, FixedSchedule):
                     rivals.append(arena.tuned(name, spent))
                 outcomes += [judged(arena, rival, draw(rival), teacher) for rival in rivals]
     return outcomes + last

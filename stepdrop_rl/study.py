@@ -69,8 +69,7 @@ def _check(config: StudyConfig) -> None:
     from agents.search import ORACLES, read_search
     from envs.errors import UserError
     from envs.registry import unknown_name
-    from stepdrop_rl.arena import TUNED
-    from stepdrop_rl.policies import given
+    from stepdrop_rl.arena import TUNED, check_baseline
     from stepdrop_rl.solvers import make_solver, require_lower
     from stepdrop_rl.studies.plan import baselines_of
 
@@ -87,8 +86,7 @@ def _check(config: StudyConfig) -> None:
             require_lower(reference.order, solver, called)
     for name, plan in baselines_of(config).items():
         if plan is None:
-            if name.endswith(TUNED) and given(name.removesuffix(TUNED)) is not None:
-                raise UserError(f"{name}: a {TUNED} is for spacings, the times of a file are what they are")
+            check_baseline(name)
             BASELINES[name.removesuffix(TUNED)]
         elif whole(plan.nfe) not in config.nfe:
             raise UserError(

@@ -99,10 +99,11 @@ class EvaluateConfig(AgentChoice):
 
     Args:
         metrics: Who judges.
-        baselines: Agents, files or lists of times ("[967.1, 500, 24]") to compare with.
+        baselines: Agents, files or lists of times ("[967.1, 500, 24]") to compare with; a * after a spacing's
+            name: only with the last time that suits it best.
         blocks: Disjoint blocks of noise; every distance is a mean over them with its standard error.
-        tuned: Also show fixed baselines with the last time that suits their budget best, marked *.
-        teacher: Also show the full trajectory.
+        tuned: Also show every spacing with the last time that suits its budget best, marked *.
+        teacher: Also draw the full trajectory, show it, and tell how near it the others are.
         ladder: Solver to evaluation counts: instead of a policy, judge evenly spaced times at each of them.
         curve: Budgets of the figure of quality against NFE (empty: no figure).
         curve_samples: Images per point of that figure.

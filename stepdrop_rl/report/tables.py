@@ -46,7 +46,7 @@ def comparison_rows(outcomes: Sequence[Outcome], distance: str) -> tuple[list[st
                 f"{e['precision'].mean:.3f}",
                 f"{e['recall'].mean:.3f}",
                 f"{e['is_mean'].mean:.2f}",
-                f"{outcome.to_teacher['mse']:.4f}",
+                f"{outcome.to_teacher['mse']:.4f}" if outcome.to_teacher else "–",
                 f"{outcome.samples.images_per_second:.0f}",
                 f"{outcome.latency_ms:.0f}",
                 f"{outcome.gflops:.3f}",

@@ -19,7 +19,7 @@ from agents.controls import coins, dealt, habit, mean_schedule, shuffled
 from agents.fixed import whole
 from agents.policy import LearnedPolicy
 from envs.errors import UserError
-from stepdrop_rl.arena import TUNED, Arena, Contender, budget_of
+from stepdrop_rl.arena import Arena, Contender, budget_of
 from stepdrop_rl.comparison import device_name
 from stepdrop_rl.config import EnvConfig, SearchConfig, StudyConfig
 from stepdrop_rl.device import resolve_device
@@ -209,8 +209,7 @@ class Workshop:
             budget = budget_of(self.model, job.nfe, len(arena.times))
             return Contender(make_agent(str(path), budget, model=self.model, solver=job.solver))
         if job.name not in self.config.policies:
-            name = job.name.removesuffix(TUNED)
-            return arena.tuned(name, job.nfe) if job.name.endswith(TUNED) else arena.contender(name, job.nfe)
+            return arena.contender(job.name, job.nfe)
         policy = load_policy(replace(job, kind="train", control=None).path(self.root).parent)
         check_fit(policy, self.model, job.solver)
         if job.control in (None, "mode"):

@@ -71,6 +71,17 @@ def test_files_and_lists_are_baselines_at_their_own_cost():
     assert found == [("3 given times", 3), ("s.json", 4), ("uniform", 3), ("uniform*", 3)]
 
 
+def test_a_star_asks_for_the_better_end_alone_and_no_teacher_is_drawn_unasked(capsys):
+    argv = ["--policy", "uniform", "--target-nfe", 3, "--baselines", "[uniform*]", "--blocks", 2]
+    argv += ["--curve", "[]", "--teacher", "false", "--json", "r.json", *QUICK]
+    assert call("evaluate", *argv) == 0
+    found = read_json("r.json")["records"]
+    assert [record["policy"] for record in found] == ["uniform", "uniform*"]
+    assert not any(key.startswith("teacher_") for record in found for key in record)
+    assert call("evaluate", "--policy", "uniform", "--baselines", "[ppo*]", "--blocks", 2, *QUICK) == 2
+    assert "a * is for spacings" in capsys.readouterr().err
+
+
 def test_the_figure_shows_a_given_baseline_once():
     from stepdrop_rl.arena import make_arena
     from stepdrop_rl.config import EvaluateConfig
