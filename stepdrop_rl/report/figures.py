@@ -23,7 +23,6 @@ from torch import Tensor
 from stepdrop_rl.comparison import Outcome
 from stepdrop_rl.engine import Samples
 from stepdrop_rl.report.images import image_grid
-from stepdrop_rl.studies.verdict import Entry, Study, ratio
 
 _COLOURS = {
     "uniform": "#7f7f7f",
@@ -32,10 +31,9 @@ _COLOURS = {
     "log_snr": "#9467bd",
     "full": "#2ca02c",
 }
-_LEARNED = "#1f77b4"
+LEARNED = "#1f77b4"
 _TOP = 6  # times the best at the first budget: what is worse is off the figure
-_SHOWN_RIVALS = 9  # of a study, the nearest ones: its tables have all
-_STYLE: Any = {
+STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -55,7 +53,7 @@ def png(figure: Figure) -> bytes:
 
 def colour(name: str) -> str:
     """One colour per agent, in every figure."""
-    return _COLOURS.get(name.removesuffix("*"), _LEARNED)
+    return _COLOURS.get(name.removesuffix("*"), LEARNED)
 
 
 def quality_against_nfe(
@@ -66,7 +64,7 @@ def quality_against_nfe(
     dataset: str,
 ) -> Figure:
     """Distance over mean NFE, one line per agent; ``floor`` is the full trajectory's."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
         for name, points in curves.items():
             nfe, value = zip(*sorted(points), strict=True)
@@ -91,7 +89,7 @@ def sampler_curves(rows: Sequence[Mapping[str, Any]], distance: str, title: str)
         curves.setdefault(row["solver"], {}).setdefault(row["schedule"], []).append(
             (row["nfe"], row[distance])
         )
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
         for number, (solver, schedules) in enumerate(curves.items()):
             shade = plt.get_cmap("tab20")(number % 20)
@@ -119,74 +117,7 @@ def sampler_curves(rows: Sequence[Mapping[str, Any]], distance: str, title: str)
     return figure
 
 
-def study_curves(study: Study, solver: str) -> Figure:
-    """A study's policies over their budgets, with intervals, and the nearest of those they are up against."""
-    judge = study.judges[0]
-    lines: dict[str, list[Entry]] = {}
-    for entry in study.entries:
-        if entry.solver == solver and ", " not in entry.name and entry.name != "full":
-            lines.setdefault(entry.name, []).append(entry)
-    shown = _nearest(study, lines)
-    beyond = len(lines) - len(shown)
-    lines = {name: entries for name, entries in lines.items() if name in shown}
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
-        palette = plt.get_cmap("tab20")
-        for number, (name, entries) in enumerate(lines.items()):
-            entries.sort(key=lambda entry: entry.mean("nfe_mean"))
-            nfe = [entry.mean("nfe_mean") for entry in entries]
-            found = [entry.estimate(judge, study.distance) for entry in entries]
-            value = [estimate.mean for estimate in found]
-            if study.looks(name):
-                width = [estimate.half_width for estimate in found]
-                axes.errorbar(
-                    nfe,
-                    value,
-                    width,
-                    fmt="o-",
-                    color=palette(number % 20),
-                    linewidth=2.2,
-                    capsize=3,
-                    label=name,
-                )
-            else:
-                axes.plot(nfe, value, ".-", color=palette(number % 20), linewidth=0.9, label=name)
-        full = study.full(solver)
-        if full is not None:
-            floor = full.estimate(judge, study.distance).mean
-            axes.axhline(floor, color="#222222", linestyle="--", linewidth=1.2, label=f"full ({full.nfe:g})")
-        if beyond:
-            axes.plot([], [], " ", label=f"(farther off: {beyond} more)")
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(3, 1)))
-        axes.set_xlabel("network evaluations per image (mean)")
-        axes.set_ylabel(f"{study.distance} (lower is better)")
-        axes.set_title(f"{study.config.data.name}, solver {solver}", loc="left", fontsize=10)
-        if axes.get_legend_handles_labels()[0]:  # none while nobody is judged
-            figure.legend(loc="outside lower center", frameon=False, fontsize=7, ncols=3)
-    return figure
-
-
-def _nearest(study: Study, lines: Mapping[str, Sequence[Entry]]) -> set[str]:
-    """Policies that look, and the rivals nearest to the best of a budget, on the mean over theirs."""
-    judge = study.judges[0]
-    distance = {
-        (name, entry.nfe): entry.estimate(judge, study.distance).mean
-        for name, entries in lines.items()
-        for entry in entries
-    }
-    best = {nfe: min(d for (_, at), d in distance.items() if at == nfe) for _, nfe in distance}
-
-    def behind(name: str) -> float:
-        ratios = [ratio(d, best[nfe]) for (who, nfe), d in distance.items() if who == name]
-        return sum(ratios) / len(ratios)
-
-    rivals = sorted((name for name in lines if not study.looks(name)), key=behind)
-    return {name for name in lines if study.looks(name)} | set(rivals[:_SHOWN_RIVALS])
-
-
-class _Strip(NamedTuple):
+class Strip(NamedTuple):
     """How often each time of a grid is evaluated.
 
     Args:
@@ -202,19 +133,19 @@ class _Strip(NamedTuple):
     colour: str
 
 
-def _strips(strips: Sequence[_Strip], height: float, title: str) -> Figure:
+def strips(rows: Sequence[Strip], height: float, title: str) -> Figure:
     """One strip below the other, ``height`` inches each, time running as sampling does: to the image."""
-    start = max(max(strip.times) for strip in strips)
-    with plt.rc_context(_STYLE | {"axes.grid": False}):
+    start = max(max(strip.times) for strip in rows)
+    with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, panels = plt.subplots(
-            len(strips),
+            len(rows),
             1,
-            figsize=(6.8, 0.6 + height * len(strips)),
+            figsize=(6.8, 0.6 + height * len(rows)),
             sharex=True,
             layout="constrained",
             squeeze=False,
         )
-        for axes, strip in zip(panels[:, 0], strips, strict=True):
+        for axes, strip in zip(panels[:, 0], rows, strict=True):
             axes.bar(strip.times, strip.rates, width=start / 64, color=strip.colour)
             axes.set_ylim(0, 1)
             axes.set_yticks([0, 1])
@@ -229,22 +160,10 @@ def _name_beside(axes: Axes, name: str) -> None:
     axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
 
 
-def rates_by_budget(study: Study, solver: str) -> Figure | None:
-    """Which timesteps a policy evaluates: a strip per policy and budget; None where there is no policy."""
-    learned = [e for e in study.entries if e.solver == solver and e.name in study.config.policies]
-    if not learned:
-        return None
-    strips = []
-    for entry in learned:
-        first = entry.results[0]
-        strips.append(_Strip(f"{entry.name}\n{entry.nfe:g}", first["times"], first["rates"], _LEARNED))
-    return _strips(strips, 0.6, "share of images evaluated at each timestep (seed 0)")
-
-
 def evaluation_rates(outcomes: Sequence[Outcome]) -> Figure:
     """How often each grid point is evaluated: one strip per contender."""
-    strips = [
-        _Strip(
+    rows = [
+        Strip(
             f"{outcome.name}\n{outcome.nfe_mean:.1f}",
             outcome.samples.times.tolist(),
             outcome.samples.evaluated.float().mean(0).tolist(),
@@ -252,7 +171,7 @@ def evaluation_rates(outcomes: Sequence[Outcome]) -> Figure:
         )
         for outcome in outcomes
     ]
-    return _strips(strips, 0.8, "share of images evaluated at each timestep")
+    return strips(rows, 0.8, "share of images evaluated at each timestep")
 
 
 def samples_side_by_side(outcomes: Sequence[Outcome], count: int = 12) -> Figure:
@@ -304,7 +223,7 @@ def images_by_schedule(
 
 def _image_rows(rows: Sequence[tuple[str, Tensor]], count: int) -> Figure:
     """Rows of ``count`` images at most, what they are beside them."""
-    with plt.rc_context(_STYLE | {"axes.grid": False}):
+    with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, panels = plt.subplots(
             len(rows), 1, figsize=(0.62 * count + 1.4, 0.68 * len(rows)), layout="constrained", squeeze=False
         )

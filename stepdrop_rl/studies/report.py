@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stepdrop_rl.report.figures import png, rates_by_budget, study_curves
+from stepdrop_rl.report.figures import png
 from stepdrop_rl.report.page import Block, write_page
+from stepdrop_rl.studies.figures import rates_by_budget, study_curves
 from stepdrop_rl.studies.plan import FULL
 from stepdrop_rl.studies.verdict import Claim, Entry, Estimate, Study, difference, label, ratio
 

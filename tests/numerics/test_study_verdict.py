@@ -7,7 +7,7 @@ import pytest
 
 from stepdrop_rl.config import StudyConfig
 from stepdrop_rl.metrics.blocks import t_quantile
-from stepdrop_rl.report.figures import study_curves
+from stepdrop_rl.studies.figures import study_curves
 from stepdrop_rl.studies.report import compose
 from stepdrop_rl.studies.verdict import Entry, Study, difference, gather_entries, interval
 

@@ -1,0 +1,93 @@
+"""A study's figures: quality against NFE with the nearest rivals, and where policies evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, ScalarFormatter
+
+from stepdrop_rl.report.figures import LEARNED, STYLE, Strip, strips
+from stepdrop_rl.studies.verdict import Entry, Study, ratio
+
+_SHOWN_RIVALS = 9  # the nearest ones: a study's tables have all
+
+
+def study_curves(study: Study, solver: str) -> Figure:
+    """A study's policies over their budgets, with intervals, and the nearest of those they are up against."""
+    judge = study.judges[0]
+    lines: dict[str, list[Entry]] = {}
+    for entry in study.entries:
+        if entry.solver == solver and ", " not in entry.name and entry.name != "full":
+            lines.setdefault(entry.name, []).append(entry)
+    shown = _nearest(study, lines)
+    beyond = len(lines) - len(shown)
+    lines = {name: entries for name, entries in lines.items() if name in shown}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
+        palette = plt.get_cmap("tab20")
+        for number, (name, entries) in enumerate(lines.items()):
+            entries.sort(key=lambda entry: entry.mean("nfe_mean"))
+            nfe = [entry.mean("nfe_mean") for entry in entries]
+            found = [entry.estimate(judge, study.distance) for entry in entries]
+            value = [estimate.mean for estimate in found]
+            if study.looks(name):
+                width = [estimate.half_width for estimate in found]
+                axes.errorbar(
+                    nfe,
+                    value,
+                    width,
+                    fmt="o-",
+                    color=palette(number % 20),
+                    linewidth=2.2,
+                    capsize=3,
+                    label=name,
+                )
+            else:
+                axes.plot(nfe, value, ".-", color=palette(number % 20), linewidth=0.9, label=name)
+        full = study.full(solver)
+        if full is not None:
+            floor = full.estimate(judge, study.distance).mean
+            axes.axhline(floor, color="#222222", linestyle="--", linewidth=1.2, label=f"full ({full.nfe:g})")
+        if beyond:
+            axes.plot([], [], " ", label=f"(farther off: {beyond} more)")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(3, 1)))
+        axes.set_xlabel("network evaluations per image (mean)")
+        axes.set_ylabel(f"{study.distance} (lower is better)")
+        axes.set_title(f"{study.config.data.name}, solver {solver}", loc="left", fontsize=10)
+        if axes.get_legend_handles_labels()[0]:  # none while nobody is judged
+            figure.legend(loc="outside lower center", frameon=False, fontsize=7, ncols=3)
+    return figure
+
+
+def _nearest(study: Study, lines: Mapping[str, Sequence[Entry]]) -> set[str]:
+    """Policies that look, and the rivals nearest to the best of a budget, on the mean over theirs."""
+    judge = study.judges[0]
+    distance = {
+        (name, entry.nfe): entry.estimate(judge, study.distance).mean
+        for name, entries in lines.items()
+        for entry in entries
+    }
+    best = {nfe: min(d for (_, at), d in distance.items() if at == nfe) for _, nfe in distance}
+
+    def behind(name: str) -> float:
+        ratios = [ratio(d, best[nfe]) for (who, nfe), d in distance.items() if who == name]
+        return sum(ratios) / len(ratios)
+
+    rivals = sorted((name for name in lines if not study.looks(name)), key=behind)
+    return {name for name in lines if study.looks(name)} | set(rivals[:_SHOWN_RIVALS])
+
+
+def rates_by_budget(study: Study, solver: str) -> Figure | None:
+    """Which timesteps a policy evaluates: a strip per policy and budget; None where there is no policy."""
+    learned = [e for e in study.entries if e.solver == solver and e.name in study.config.policies]
+    if not learned:
+        return None
+    rows = []
+    for entry in learned:
+        first = entry.results[0]
+        rows.append(Strip(f"{entry.name}\n{entry.nfe:g}", first["times"], first["rates"], LEARNED))
+    return strips(rows, 0.6, "share of images evaluated at each timestep (seed 0)")
