@@ -105,7 +105,10 @@ class Workshop:
 
             training = training_of(self.config, job, self.root)
             state = job.path(self.root)
-            train(replace(training, resume=holds_weights(state.parent, state.stem)))
+            resume = holds_weights(state.parent, state.stem)
+            if not resume:  # a clone has the metadata alone of a run that was cut: nothing to go on from
+                state.unlink(missing_ok=True)
+            train(replace(training, resume=resume))
         elif job.kind == "search":
             from stepdrop_rl.search import run as search
 
