@@ -37,8 +37,8 @@ class EnvConfig:
     solver: str = "multistep"
     num_decisions: int = 24
     price: float | None = None
-    price_min: float = 0.004
-    price_max: float = 0.1
+    price_min: float = 0.0004
+    price_max: float = 0.12
     target_nfe: float | None = None
     price_step: float = 0.2
     reward: dict[str, float] = field(default_factory=lambda: {"feature": 4.0, "neighbour": 1.0})
@@ -130,7 +130,7 @@ class TrainPolicyConfig(CommonConfig):
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     judge_every: int = 80_000
     judge_samples: int = 1024
-    target_nfe: list[float] = field(default_factory=lambda: [4.0, 5.0, 6.0, 8.0])
+    target_nfe: list[float] = field(default_factory=lambda: [4.0, 5.0, 6.0, 8.0, 10.0, 15.0])
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:

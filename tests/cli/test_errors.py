@@ -98,7 +98,7 @@ def test_help_is_complete_and_loads_nothing_slow(name):
         ("benchmark", ["--repeats", "0"], "repeats must be positive"),
         ("evaluate", ["--policy", "bernoulli", "--target-nfe", "40"], "can spend at most 24"),
         ("evaluate", ["--policy", "uniform", "--target-nfe", "5000"], "can spend at most 1000"),
-        ("evaluate", ["--policy", SHIPPED, "--price", "5"], "knows prices from 0.004 to 0.1"),
+        ("evaluate", ["--policy", SHIPPED, "--price", "5"], "knows prices from 0.0004 to 0.12"),
         (
             "evaluate",
             ["--policy", "uniform", "--metrics.extractor", "efficientnet_lite"],
