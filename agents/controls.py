@@ -18,7 +18,7 @@ from agents.curves import SkipCurve
 from agents.fixed import FixedSchedule
 from agents.planned import Dealt
 from agents.policy import LearnedPolicy
-from envs.errors import UserError
+from envs.errors import OutOfReachError
 from envs.observation import ENTRIES
 
 _OWN = ("position", "lam", "lam_since_anchor", "evaluations", "log_price")
@@ -63,11 +63,11 @@ def habit(policy: LearnedPolicy, count: int) -> FixedSchedule:
     """Where it evaluates samples that show nothing unusual, as a schedule for all.
 
     Raises:
-        UserError: It has no such habit.
+        OutOfReachError: It has no such habit.
     """
     points = policy.habit(count)
     if points is None or policy.times is None:
-        raise UserError(f"a {policy.name} policy plans nothing: it has no habit")
+        raise OutOfReachError(f"a {policy.name} policy plans nothing: it has no habit")
     orders = None if policy.orders is None else policy.orders[points]
     return FixedSchedule("habit", policy.times[points], orders=orders)
 
@@ -97,7 +97,7 @@ class Shuffled(LearnedPolicy):
             None: everything that tells of the sample.
 
     Raises:
-        UserError: The policy is not shown such entries.
+        OutOfReachError: The policy is not shown such entries.
     """
 
     def __init__(self, policy: LearnedPolicy, group: str | None = None) -> None:
@@ -112,7 +112,7 @@ class Shuffled(LearnedPolicy):
             passed = [i for i, entry in enumerate(ENTRIES) if entry.name in SHOWN[group]]
             passed += features if group == "features" else []
         if not passed:
-            raise UserError("the policy is not shown features of the network")
+            raise OutOfReachError("the policy is not shown features of the network")
         self._policy, self.orders = policy, policy.orders
         self._own, self._passed = own, torch.tensor(passed)
 

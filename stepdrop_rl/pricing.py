@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from agents.policy import LearnedPolicy
-from envs.errors import UserError
+from envs.errors import OutOfReachError
 from stepdrop_rl.engine import Engine, Samples
 
 NUM_IMAGES = 1024
@@ -67,7 +67,7 @@ def price_for(
     """Return a price at which mean NFE plus two standard errors fits the target and comes within 1 % of it.
 
     The search starts from the policy's own table and goes on by false position in log price. ``engine``
-    draws validation noise. :class:`UserError` for targets that no price of its training attains; the message
+    draws validation noise. :class:`OutOfReachError` for targets that no price of its training attains; the message
     tells the range. A policy that was held to a target has one price and that target alone.
     """
 
@@ -84,7 +84,7 @@ def price_for(
     if most is None or least is None or most[0] >= least[0]:  # beyond the table: measure the range itself
         ends = spend(low), spend(high)
         if ends[1].spent > target_nfe or ends[0].spent < _NEAR * target_nfe:
-            raise UserError(
+            raise OutOfReachError(
                 f"target_nfe {target_nfe:g} is out of reach of this {policy.name} policy: "
                 f"from {ends[1].spent:.2f} (price {math.exp(high):.3g}) "
                 f"to {ends[0].spent:.2f} (price {math.exp(low):.3g})"
@@ -100,7 +100,7 @@ def price_for(
             best = spend(high)
             least = (high, best.spent)
             if best.spent > target_nfe:
-                raise UserError(f"target_nfe {target_nfe:g} is out of reach: at least {best.spent:.2f}")
+                raise OutOfReachError(f"target_nfe {target_nfe:g} is out of reach: at least {best.spent:.2f}")
         elif step == _MOST_STEPS // 2 and not exceeded:  # or more
             most = (low, spend(low).spent)
         # False position, and not that alone: it creeps where the curve bends.
@@ -123,12 +123,12 @@ def _held(policy: LearnedPolicy, target_nfe: float, found: Spending) -> Spending
     own = policy.info.target_nfe
     assert own is not None
     if abs(target_nfe - own) > 1e-6 * own:
-        raise UserError(
+        raise OutOfReachError(
             f"this {policy.name} policy was held to {own:g} evaluations per image, not {target_nfe:g}: train "
             f"another with --env.target_nfe {target_nfe:g}"
         )
     if found.mean > own * (1 + HELD):
-        raise UserError(
+        raise OutOfReachError(
             f"this {policy.name} policy was to be held to {own:g} evaluations per image and spends "
             f"{found.mean:.2f}: train it longer, or take it as it is with --price {found.price:.6g}"
         )

@@ -18,7 +18,7 @@ from agents.base import RecurrentAgent, orders_of
 from agents.controls import coins, dealt, habit, mean_schedule, shuffled
 from agents.fixed import whole
 from agents.policy import LearnedPolicy
-from envs.errors import UserError
+from envs.errors import OutOfReachError
 from stepdrop_rl.arena import Arena, Contender, budget_of
 from stepdrop_rl.comparison import device_name
 from stepdrop_rl.config import EnvConfig, SearchConfig, StudyConfig
@@ -172,7 +172,7 @@ class Workshop:
             arena = replace(arena, mode=True)
         try:
             contender = self._contender(job, arena)
-        except UserError as error:  # a budget that a policy cannot spend is a result, too
+        except OutOfReachError as error:  # a result, too; a file that is missing is none
             write_json(path, head | {"unreachable": str(error)})
             return
         samples = arena.draw(contender, self.config.num_samples)
@@ -224,7 +224,7 @@ class Workshop:
         path = replace(job, control=None).path(self.root)
         judged = read_json(path)
         if "unreachable" in judged:
-            raise UserError(judged["unreachable"])
+            raise OutOfReachError(judged["unreachable"])
         drawn = load_tensors(path.with_suffix(".safetensors"))
         times: Tensor = drawn["times"]
         evaluated = unpacked(drawn["evaluated"], len(times))
@@ -233,7 +233,9 @@ class Workshop:
         control, _, group = str(job.control).partition("_")
         if control == "shuffled":
             if isinstance(policy, RecurrentAgent):
-                raise UserError("a policy with a memory cannot be shown other samples from point to point")
+                raise OutOfReachError(
+                    "a policy with a memory cannot be shown other samples from point to point"
+                )
             return Contender(shuffled(policy, group or None), judged["price"])
         if job.control == "mean_schedule":
             return Contender(mean_schedule(times, evaluated))

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from agents.search import blackbox, mixture
+from envs.errors import UserError
 from stepdrop_rl import arena
 from stepdrop_rl.config import StudyConfig
 from stepdrop_rl.pricing import settled_price
@@ -142,6 +143,17 @@ def test_several_workers_do_what_one_does(capsys, tmp_path, monkeypatch):
         for key in ("name", "nfe", "seed", "control", "nfe_mean", "judges"):
             assert ours[key] == theirs[key]
     assert "imitator" in (tmp_path / "two" / "workers.log").read_text()
+
+
+def test_what_cannot_be_read_is_no_result(capsys, tmp_path, monkeypatch):
+    def missing(*_):
+        raise UserError("the validation images are not here")
+
+    monkeypatch.setattr(arena.Arena, "tuned", missing)
+    quick = QUICK | {"policies": {}, "searches": [], "baselines": ["uniform*"]}
+    assert call("study", *options(**quick)) == 2
+    assert "the validation images are not here" in capsys.readouterr().err
+    assert not list((tmp_path / "s" / "results").glob("uniform*"))
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX signals")
