@@ -67,8 +67,8 @@ def price_for(
     """Return a price at which mean NFE plus two standard errors fits the target and comes within 1 % of it.
 
     The search starts from the policy's own table and goes on by false position in log price. ``engine``
-    draws validation noise. :class:`OutOfReachError` for targets that no price of its training attains; the message
-    tells the range. A policy that was held to a target has one price and that target alone.
+    draws validation noise. :class:`OutOfReachError` for targets that no price of its training attains; the
+    message tells the range. A policy that was held to a target has one price and that target alone.
     """
 
     def spend(log_price: float) -> Spending:
