@@ -162,7 +162,7 @@ def test_the_judge_counts_every_miss(problem):
 
 
 def test_settings_of_a_moving_price():
-    assert EnvConfig(target_nfe=5.0).prices == pytest.approx((0.02, 0.02))
+    assert EnvConfig(target_nfe=5.0, price_min=0.004, price_max=0.1).prices == pytest.approx((0.02, 0.02))
     assert EnvConfig(target_nfe=5.0, price=0.3).prices == (0.3, 0.3)
     for settings in ({"target_nfe": 1.0}, {"target_nfe": 24.0}, {"target_nfe": 5.0, "price": 0.0}):
         with pytest.raises(UserError):
