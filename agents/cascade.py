@@ -79,6 +79,17 @@ class Cascade(nn.Module):
             found = (found.unsqueeze(2) * torch.softmax(ahead.double(), 2)).flatten(1)
         return found
 
+    def choices(self, plan: Tensor, entries: Tensor) -> Tensor:
+        """(R, B), 1 for the branch that a policy takes: the best option at every look."""
+        first, *later = self.worths(plan, entries)
+        worth = first.squeeze(1)
+        price = torch.tensor(self.first.price(worth, chance=False))
+        found = nn.functional.one_hot(self.first.branches(worth, price), self.options).double()
+        for ahead in later:
+            best = nn.functional.one_hot(ahead.argmax(2), self.options)
+            found = (found.unsqueeze(2) * best).flatten(1)
+        return found
+
     def climb(self, plan: Tensor, entries: Tensor, gain: Tensor) -> Tensor:
         """What to climb, (R,), so that the mean gain, (R, B), of what is taken grows at equal cost."""
         first, *later = self.worths(plan, entries)

@@ -19,7 +19,9 @@ m_vb the mean membership of all that b makes, φ_v the first variation of the di
 and σ_φ the deviation of φ between branches of an image. Each survey sets ν by what is lacking now and what
 was lacking so far (a Lagrange multiplier under proportional-integral control: Stooke, Achiam and Abbeel
 2020): no price suits all budgets and models. Image by image membership can hardly be told from what a look
-shows: gates that are paid by that learn noise by heart.
+shows: gates that are paid by that learn noise by heart. So they are paid by branches' means. What is lacking
+is told by what images get, for those take a branch whom it suits less than others, and of the option that a
+policy would take: a chance is kept for all of them while learning.
 
 Gates learn single images by heart. So one look in four is only surveyed: distances, slopes, prices and
 weights are those of images that no gate has learned from.
@@ -33,13 +35,12 @@ features of the reward, F_v of them a view's; V views; C budgets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from agents.actor import under
 from agents.cascade import Cascade
 from agents.dealing import Dealing
 from agents.looks import Looks, deal, no_looks
@@ -139,7 +140,7 @@ class Deciding:
         self.manifolds = [Manifold(part) for part in real.split(self.views, 1)]
         self.real = [moments(part.cpu()) for part in real.split(self.views, 1)]
         entries = cascade.first.mean.shape[1]
-        nothing = no_looks(cascade.nodes[-1].stop, entries, len(plans.more), real.shape[1])
+        nothing = no_looks(cascade.nodes[-1].stop, entries, len(plans.more), real.shape[1], len(self.views))
         self.looks = [nothing] * len(plans.sizes)
         size = (len(plans.sizes), len(plans.more), len(self.views))
         self.inside = torch.zeros(size, dtype=torch.float64)  # m_vb of every plan
@@ -167,10 +168,10 @@ class Deciding:
             raise UserError(
                 "looks are kept in half precision, and the reward's features are too large for it"
             )
-        self.looks[plan] = self.looks[plan].and_more(Looks(entries.cpu(), results))
+        found = Looks(entries.cpu(), results, self._memberships(features).cpu())
+        self.looks[plan] = self.looks[plan].and_more(found)
         count = len(self.looks[plan].entries)
-        inside = self._memberships(features)
-        self.inside[plan] += (inside - self.inside[plan]) * (len(features) / count)
+        self.inside[plan] = self.looks[plan].inside.double().mean(0)
         plain = self.looks[plan].results[::_SHOWN, [self.plans.home]]
         self.alone[plan] = self._distances(self._drawn(plain, torch.ones(len(plain), 1).double()))
         self.cascade.usual(plan, self.looks[plan].entries)
@@ -180,12 +181,10 @@ class Deciding:
             self.dealing.usual(self.begun)
 
     def _memberships(self, features: Tensor) -> Tensor:
-        """Mean membership of ``features`` (R, B, F) in every view, (B, V)."""
+        """Membership of ``features`` (R, B, F) in every view, (R, B, V)."""
         seen = zip(self.manifolds, features.split(self.views, 2), strict=True)
-        found = [
-            [float(manifold.membership(f).double().mean()) for f in part.unbind(1)] for manifold, part in seen
-        ]
-        return torch.tensor(found, dtype=torch.float64).T
+        found = [manifold.membership(part.flatten(0, 1)) for manifold, part in seen]
+        return torch.stack(found, 1).unflatten(0, features.shape[:2])
 
     def _drawn(self, results: Tensor, chances: Tensor) -> list[Moments]:
         """Moments of ``results`` (M, B, F) taken with ``chances`` (M, B), in every view."""
@@ -262,11 +261,16 @@ class Deciding:
             begin = chances[: len(looks.entries)]
             shares.append(begin.mean())
             begin = begin / shares[-1].clamp(min=_LEAST)
-            taken = self.cascade.chances(torch.full((len(looks.entries),), plan), looks.entries)
-            taken = taken * begin.unsqueeze(1)
+            which = torch.full((len(looks.entries),), plan)
+            taken = self.cascade.chances(which, looks.entries) * begin.unsqueeze(1)
             parts.append(self._drawn(looks.results, taken))
-            among.append(taken.double().mean(0) @ self.inside[plan])
-            kept.append(taken.double()[:, home].mean())
+            # A policy takes the best option, not one by chance. How real its branches are all looks say; that
+            # images take those that suit them less, these alone.
+            taken = self.cascade.choices(which, looks.entries) * begin.double().unsqueeze(1)
+            mean = taken.mean(0)
+            chosen = torch.einsum("mb,mbv->v", taken - mean, looks.inside.double())
+            among.append(mean @ self.inside[plan] + chosen / len(looks.entries))
+            kept.append(mean[home])
         share = (torch.stack(shares) / torch.stack(shares).sum()).double()
         mixed = [mixed_moments(view, share) for view in zip(*parts, strict=True)]
         return Crowd(mixed, share @ torch.stack(among), 1 - float(share @ torch.stack(kept)))
@@ -313,18 +317,23 @@ class Deciding:
             raise KeyError("views")  # of a version that had none
         self.inside, self.alone, self.lacked, self.says = found
         self.begun = tensors["begun"]
-        self.looks = [Looks(**under(tensors, f"looks.{row}.")) for row in range(len(self.looks))]
+        self.looks = [Looks(*_kept(tensors, row, Looks._fields)) for row in range(len(self.looks))]
 
     def look_again(self, tensors: dict[str, Tensor]) -> None:
         """Take over the looks of :meth:`state`; KeyError or ValueError where they are not of these plans."""
-        looks = [Looks(**under(tensors, f"looks.{row}.")) for row in range(len(self.looks))]
-        for mine, other in zip(self.looks, looks, strict=True):
-            for part, taken in zip(mine, other, strict=True):
+        found = [_kept(tensors, row, ("entries", "results")) for row in range(len(self.looks))]
+        for mine, (entries, results) in zip(self.looks, found, strict=True):
+            for part, taken in ((mine.entries, entries), (mine.results, results)):
                 if part.shape[1:] != taken.shape[1:] or not len(taken):
                     raise ValueError("its looks")
-        for plan, seen in enumerate(looks):
-            begun = tensors["begun"][: len(seen.entries)]
-            self.keep(plan, begun, seen.entries, seen.results.to(self.manifolds[0].real))
+        for plan, (entries, results) in enumerate(found):
+            begun = tensors["begun"][: len(entries)]
+            self.keep(plan, begun, entries, results.to(self.manifolds[0].real))
+
+
+def _kept(tensors: Mapping[str, Tensor], plan: int, names: Sequence[str]) -> list[Tensor]:
+    """Parts of a plan's looks, as :meth:`Deciding.state` keeps them."""
+    return [tensors[f"looks.{plan}.{name}"] for name in names]
 
 
 def _deviation(score: Tensor) -> float:

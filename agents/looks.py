@@ -1,7 +1,7 @@
 """What is kept of images that were drawn along all branches of a plan, to learn from again and again.
 
 Shapes: M images, R of them dealt; T looks at one; D entries of what is shown; B branches; F features of the
-reward.
+reward, seen by V networks.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ class Looks(NamedTuple):
     Args:
         entries: (M, T, D) what images showed, at every look that they may get.
         results: (M, B, F) features of what each branch made of them, half precision.
+        inside: (M, B, V) their membership of the real images' manifold.
     """
 
     entries: Tensor
     results: Tensor
+    inside: Tensor
 
     def some(self, rows: slice) -> Looks:
         """Those."""
@@ -33,10 +35,10 @@ class Looks(NamedTuple):
         return Looks(*(torch.cat(both) for both in zip(self, other, strict=True)))
 
 
-def no_looks(looks: int, entries: int, branches: int, features: int) -> Looks:
+def no_looks(looks: int, entries: int, branches: int, features: int, views: int) -> Looks:
     """None yet, of ``looks`` T."""
     results = torch.zeros(0, branches, features, dtype=torch.float16)
-    return Looks(torch.zeros(0, looks, entries), results)
+    return Looks(torch.zeros(0, looks, entries), results, torch.zeros(0, branches, views))
 
 
 def deal(looks: Sequence[Looks], plan: Tensor, place: Tensor) -> Looks:

@@ -24,6 +24,20 @@ def shown(cascade, count=40):
 
 
 @pytest.mark.parametrize("looks", [1, 2, 3])
+def test_choices_are_where_samples_go(looks):
+    cascade = cascade_of(looks)
+    plan, entries = shown(cascade)
+    taken = cascade.choices(plan, entries)
+    assert taken.sum(1).eq(1).all()
+    branch = torch.zeros(40).long()
+    for look, nodes in enumerate(cascade.nodes):
+        way = branch // 3 ** (looks - look)
+        branch = cascade.goes_on(look, plan, branch, entries[torch.arange(40), nodes.start + way])
+    assert taken.argmax(1).tolist() == branch.tolist()
+    assert len(branch.unique()) > looks
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3])
 def test_chances_are_those_of_all_looks_on_the_way(looks):
     cascade = cascade_of(looks)
     plan, entries = shown(cascade)

@@ -35,6 +35,13 @@ def learn(deciding, steps=60, rate=1e-2):
     return deciding.survey(0)
 
 
+def is_inside(deciding, inside):
+    """What each branch (B, V) of the only plan brings lies so much among the real, whatever the image."""
+    deciding.inside[0] = inside
+    looks = deciding.looks[0]
+    deciding.looks[0] = looks._replace(inside=deciding.inside[0].expand_as(looks.inside))
+
+
 def chances_of(deciding, entries):
     """(M, 3, 3) of the options of both looks."""
     found = deciding.cascade.chances(torch.zeros(len(entries)).long(), entries).detach()
@@ -70,7 +77,7 @@ def test_what_is_asked_lies_among_the_real(margin):
     option = torch.arange(9) % 3
     results += torch.tensor([0.4, 0.0, 0.8])[option].unsqueeze(1)
     deciding.keep(0, entries[:, 0], entries, results)
-    deciding.inside[0] = torch.tensor([0.5, 0.46, 0.54])[option].unsqueeze(1)
+    is_inside(deciding, torch.tensor([0.5, 0.46, 0.54])[option].unsqueeze(1))
     told = learn(deciding, 960, 2e-3)
     assert float(deciding.asked(0)) == pytest.approx(0.5 + margin)
     assert told["gate/realism_at_4"] == pytest.approx(0.5 + margin, abs=0.005)
@@ -84,7 +91,7 @@ def test_realism_that_is_not_lacking_costs_nothing():
     results = 0.1 * torch.randn(400, 1, 4, generator=generator).repeat(1, 9, 1)
     results += (torch.arange(9) % 3 != 1).unsqueeze(1)
     deciding.keep(0, entries[:, 0], entries, results)
-    deciding.inside[0] = 0.5 + 0.3 * (torch.arange(9) % 3 == 1).unsqueeze(1)
+    is_inside(deciding, 0.5 + 0.3 * (torch.arange(9) % 3 == 1).unsqueeze(1))
     told = learn(deciding, 100)
     assert told["gate/price_at_4"] == 0
     assert told["gate/realism_at_4"] > 0.75
@@ -101,6 +108,8 @@ def test_the_best_plan_that_a_budget_pays_for_says_what_is_asked():
         results[:, 1:] = 0  # the plan itself is the first branch
         deciding.keep(plan, entries[:, 0], entries, results)
     deciding.inside = torch.tensor([0.5, 0.6, 0.9, 0.95]).double().reshape(4, 1, 1).expand(4, 9, 1)
+    for plan, looks in enumerate(deciding.looks):
+        deciding.looks[plan] = looks._replace(inside=torch.zeros_like(looks.inside))
     assert deciding.alone.flatten().argsort().tolist() == [3, 1, 2, 0]
     assert float(deciding.asked(0)) == pytest.approx(0.61)
     # Had it been as good as the second, the third would say it.
@@ -180,6 +189,28 @@ def test_a_crowd_is_what_its_plans_bring_to_those_who_get_them():
     torch.testing.assert_close(crowd[1], torch.cov(set_.T), rtol=0, atol=0.02)
 
 
+def test_a_crowd_is_as_real_as_the_branches_that_its_images_take():
+    # A branch's mean says too much where those take it whom it suits less.
+    deciding = deciding_of(views=(2, 2))
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for parameter in deciding.cascade.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    entries = torch.randn(300, 4, D, generator=generator)
+    deciding.cascade.usual(0, entries)
+    taken = deciding.cascade.choices(torch.zeros(300).long(), entries)
+    # Whoever takes a branch lies farther off on it than on others.
+    results = 0.3 * torch.randn(300, 9, 4, generator=generator) + 0.4 * taken.unsqueeze(2).float()
+    deciding.keep(0, *(part.repeat_interleave(4, 0) for part in (entries[:, 0], entries, results)))
+    deciding.dealing.afford(0, deciding.begun)
+    crowd = deciding.crowd(0)
+    inside = deciding.looks[0].inside[::4].double()  # one look in four is surveyed
+    torch.testing.assert_close(crowd.inside, inside[taken.bool()].mean(0), rtol=0, atol=1e-6)
+    means = taken.mean(0) @ deciding.inside[0]
+    assert float((means - crowd.inside).min()) > 0.1
+    assert crowd.astray == pytest.approx(1 - float(taken[:, 0].mean()))
+
+
 def test_what_one_network_sees_is_not_paid_for_by_another():
     # The second option is all that the first network wants, and worse than the plan to the second network;
     # the third is a little better to both. The distance of both together would take the second.
@@ -192,7 +223,7 @@ def test_what_one_network_sees_is_not_paid_for_by_another():
     results += off.repeat_interleave(2, 1)
     assert float(off[1].square().sum()) < float(off[2].square().sum()) < float(off[0].square().sum())
     deciding.keep(0, entries[:, 0], entries, results)
-    deciding.inside[0] = 0.5
+    is_inside(deciding, 0.5)
     told = learn(deciding, 400)
     shares = [told[f"gate/distance_{view}_at_4"] / float(deciding.alone[0, view]) for view in (0, 1)]
     assert shares == pytest.approx([0.64, 0.64], abs=0.05)
@@ -204,8 +235,10 @@ def test_every_network_asks_for_its_own_realism():
     deciding = deciding_of(0.0, views=(2, 2))
     entries = torch.randn(50, 4, D, generator=torch.Generator().manual_seed(7))
     deciding.keep(0, entries[:, 0], entries, torch.zeros(50, 9, 4))
-    deciding.inside[0] = torch.tensor([0.5, 0.5])
-    deciding.inside[0, 1:] = torch.tensor([0.6, 0.4])  # all that are not at home
+    inside = torch.tensor([[0.5, 0.5], [0.6, 0.4]])[(torch.arange(9) > 0).long()]  # at home, and elsewhere
+    is_inside(deciding, inside)
+    with torch.no_grad():
+        deciding.cascade.first.actor[-1].bias[1] = 9.0  # everybody leaves
     deciding.dealing.afford(0, deciding.begun)
     told = deciding.survey(0)
     assert told["gate/realism_0_at_4"] > 0.5 > told["gate/realism_1_at_4"]
@@ -217,7 +250,7 @@ def test_what_lacked_is_forgotten_where_nothing_lacks():
     deciding = deciding_of(0.0)
     entries = torch.randn(50, 4, D, generator=torch.Generator().manual_seed(7))
     deciding.keep(0, entries[:, 0], entries, torch.zeros(50, 9, 4))
-    deciding.inside[0] = 0.5
+    is_inside(deciding, 0.5)
     deciding.lacked[0] = 0.2
     deciding.dealing.afford(0, deciding.begun)
     told = [deciding.survey(0)["gate/price_at_4"] for _ in range(3)]

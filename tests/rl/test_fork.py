@@ -274,7 +274,7 @@ def test_files_of_one_budget_share_it_and_what_draws_the_real_is_dealt_more_ofte
     for plan, off in enumerate((-1.0, 0.0, 2.0)):
         features = 0.1 * torch.randn(400, 1, size, generator=generator).expand(400, 9, size).clone()
         features[..., 0] += off
-        deciding.looks[plan] = Looks(entries, features.half())
+        deciding.looks[plan] = Looks(entries, features.half(), torch.zeros(400, 9, 1))
         learner.cascade.usual(plan, entries)
     deciding.begun = entries[:, 0]
     deciding.real = [(torch.zeros(size).double(), 0.01 * torch.eye(size).double())]
@@ -620,7 +620,7 @@ def looks_of(learner, entries, results, variance=0.01):
     spread = torch.eye(size).double() * 0.01
     spread[0, 0] = variance
     learner.deciding.real = [(torch.zeros(size).double(), spread)]
-    learner.deciding.looks[0] = Looks(entries.unsqueeze(1), features.half())
+    learner.deciding.looks[0] = Looks(entries.unsqueeze(1), features.half(), torch.zeros(*results.shape, 1))
     learner.cascade.usual(0, entries.unsqueeze(1))
     learner.deciding.begun = entries
     return learner
@@ -694,7 +694,7 @@ def test_where_all_branches_are_alike_it_keeps_to_the_plan(problem):
 
 def test_looks_are_dealt_each_at_its_plan():
     looks = [
-        Looks(*(100 * plan + torch.arange(5.0).reshape(-1, *[1] * k).expand(5, *[2] * k) for k in (1, 2)))
+        Looks(*(100 * plan + torch.arange(5.0).reshape(-1, *[1] * k).expand(5, *[2] * k) for k in (1, 2, 2)))
         for plan in range(3)
     ]
     dealt = deal(looks, torch.tensor([2, 0, 2, 1]), torch.tensor([4, 3, 0, 1]))
