@@ -114,10 +114,10 @@ class Deciding:
         real: Features (M, F) of real images.
         views: How many of them are of each network that looks.
         rival: One of :data:`RIVALS`.
-        margin: By how much more of all is to lie among the real than of what the rival brings.
+        margins: By how much more of all is to lie among the real than of what the rival brings, (C,).
 
     Raises:
-        UserError: There is no such rival, or the margin is no share.
+        UserError: There is no such rival, or a margin is no share.
     """
 
     def __init__(
@@ -128,14 +128,15 @@ class Deciding:
         real: Tensor,
         views: Sequence[int],
         rival: str,
-        margin: float,
+        margins: Sequence[float],
     ) -> None:
         self.plans, self.dealing, self.cascade = plans, dealing, cascade
         if rival not in RIVALS:
             raise unknown_name("rival", rival, RIVALS)
-        if not -1 <= margin <= 1:
-            raise UserError(f"margin must lie between -1 and 1, not {margin:g}")
-        self.rival, self.margin = rival, margin
+        for margin in margins:
+            if not -1 <= margin <= 1:
+                raise UserError(f"margin must lie between -1 and 1, not {margin:g}")
+        self.rival, self.margins = rival, list(margins)
         self.views = list(views)
         self.manifolds = [Manifold(part) for part in real.split(self.views, 1)]
         self.real = [moments(part.cpu()) for part in real.split(self.views, 1)]
@@ -243,12 +244,13 @@ class Deciding:
     def asked(self, budget: int) -> Tensor:
         """The share of all that is drawn at a budget that is to lie among the real, in every view, (V,)."""
         if self.rival == "mixture":
-            return self.dealing.weights[budget].double() @ self.inside[:, self.plans.home] + self.margin
+            given = self.dealing.weights[budget].double() @ self.inside[:, self.plans.home]
+            return given + self.margins[budget]
         share = (self.alone / self._best(budget)).amax(1)  # of the best distance, in the worst view
         paid = self._paid(budget)
         bound = (1 + _AS_GOOD) * float(share[paid].min())
         best = [plan for plan in paid if share[plan] <= bound]
-        return self.inside[best, self.plans.home].amax(0) + self.margin
+        return self.inside[best, self.plans.home].amax(0) + self.margins[budget]
 
     @torch.no_grad()
     def crowd(self, budget: int) -> Crowd:

@@ -15,7 +15,7 @@ Shapes: R rows of the batch; P plans; B branches; T looks at an image; D observa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -51,8 +51,9 @@ class ForkLearner(ThroughSampler):
     ``looks`` looks choose among them: ``stretches`` of the gap that follows, and ``orders`` of the jump over
     it, where they are not the solver's own; ``keep_end`` leaves the last evaluation where it is. Which plan a
     sample gets is left to chance or, with ``first_look``, to what its first evaluation shows as well.
-    ``rival`` and ``margin`` are those of :class:`agents.deciding.Deciding`. A policy's gates are the average
-    of those of the last ``averaged`` surveys' steps.
+    ``rival`` and ``margin`` are those of :class:`agents.deciding.Deciding`, one margin for all budgets or
+    ``{K: margin}``, 0 at the others. A policy's gates are the average of those of the last ``averaged``
+    surveys' steps.
     """
 
     algo = "fork"
@@ -137,9 +138,10 @@ class ForkLearner(ThroughSampler):
         self.tariff = Tariff(plans.counts[0], plans.counts[-1], self.core.prices)
         self.dealing = Dealing(plans.weights, plans.sizes, plans.counts, inputs)
         self.cascade = Cascade(len(plans.sizes), inputs, plans.first, plans.looks)
-        quality, rival, margin = self.core.quality, str(h["rival"]), float(h["margin"])
+        quality, rival = self.core.quality, str(h["rival"])
+        margins = _margins(h["margin"], plans.counts)
         self.deciding = Deciding(
-            plans, self.dealing, self.cascade, quality.real, quality.views, rival, margin
+            plans, self.dealing, self.cascade, quality.real, quality.views, rival, margins
         )
         for network in (self.dealing.actor, *(gate.actor for gate in self.cascade.ahead)):
             blind(network, str(h["sees"]), inputs)  # and the first look's where it is made
@@ -342,3 +344,16 @@ class ForkLearner(ThroughSampler):
         self._draws = bool(tensors.get("looking", True))
         self.average.load_state(tensors)
         self.deciding.load_state(tensors)
+
+
+def _margins(told: Any, counts: Sequence[int]) -> list[float]:
+    """The margin of every budget of ``counts``, as the hyperparameter tells it."""
+    each = told if isinstance(told, Mapping) else dict.fromkeys(counts, told)
+    try:
+        known = {int(count): float(margin) for count, margin in each.items()}
+    except (TypeError, ValueError):
+        raise UserError(f"margin must be a number, or numbers by budgets, not {told!r}") from None
+    for count in known:
+        if count not in counts:
+            raise UserError(f"margin: there is no budget of {count}, there are {list(counts)}")
+    return [known.get(count, 0.0) for count in counts]

@@ -18,7 +18,7 @@ def deciding_of(margin=0.01, rival="schedule", count=500, schedules=((0, 0.2, 0.
     torch.manual_seed(0)
     dealing = Dealing(plans.weights, plans.sizes, plans.counts, D)
     cascade = Cascade(len(lams), D, plans.first, plans.looks)
-    return Deciding(plans, dealing, cascade, real, views, rival, margin)
+    return Deciding(plans, dealing, cascade, real, views, rival, [margin])
 
 
 def learn(deciding, steps=60, rate=1e-2):

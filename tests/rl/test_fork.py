@@ -800,6 +800,13 @@ def test_its_controls(problem, looked):
     torch.testing.assert_close(habit(policy, 5).times, looked._times(2)[1].detach(), rtol=0, atol=2e-3)
 
 
+def test_every_budget_may_have_its_own_margin(problem):
+    for margin, each in ((0.01, [0.01] * 4), ({4: 0.01, "6": 0.02}, [0.0, 0.01, 0.0, 0.02])):
+        learner, _ = learner_of(problem, "fork", margin=margin)
+        assert learner.plans.counts == [3, 4, 5, 6]
+        assert learner.deciding.margins == each
+
+
 def test_it_refuses_what_it_cannot_use(problem):
     for settings, says in [
         ({"min_nfes": 3}, "did you mean 'min_nfe'"),
@@ -812,6 +819,9 @@ def test_it_refuses_what_it_cannot_use(problem):
         ({"sees": "samples"}, "did you mean 'sample'"),
         ({"rival": "schedules"}, "did you mean 'schedule'"),
         ({"margin": 2}, "margin must lie between -1 and 1, not 2"),
+        ({"margin": {4: -2}}, "margin must lie between -1 and 1, not -2"),
+        ({"margin": {4: 0.01, 9: 0.01}}, "margin: there is no budget of 9, there are"),
+        ({"margin": "much"}, "margin must be a number, or numbers by budgets, not 'much'"),
         ({"averaged": 0}, "averaged must be 1 survey at least, not 0"),
         ({"moving": MovingPrice(4.0, start=0.02, step=0.1, batch=16)}, "no env.target_nfe"),
     ]:
