@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -206,7 +207,13 @@ def _identity(config: TrainPolicyConfig) -> dict[str, Any]:
     free = ("output", "resume", "max_minutes", "tracking", "json", "device")
     settings = {key: value for key, value in asdict(config).items() if key not in free}
     settings["data"] = config.data.name  # not where it lies
-    return settings
+    found: dict[str, Any] = json.loads(json.dumps(settings))  # as it is kept: a number that is a key becomes text
+    return found
+
+
+def changes(settings: dict[str, Any], config: TrainPolicyConfig, among: Sequence[str]) -> list[str]:
+    """Which of a run's kept ``settings``, ``among`` these, are not those of ``config``."""
+    return _changed(settings, _identity(config), among)
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any], among: Sequence[str] | None = None) -> list[str]:

@@ -28,6 +28,7 @@ from stepdrop_rl.environment import data_of, decision_grid
 from stepdrop_rl.metrics import default_judge, distance_name, gather, over_blocks
 from stepdrop_rl.models.unet import load_model
 from stepdrop_rl.policies import check_fit, check_range, given, load_policy, make_agent
+from stepdrop_rl.policy_training import changes
 from stepdrop_rl.report.figures import images_by_schedule, png
 from stepdrop_rl.studies.plan import FULL, Job, baselines_of, needs, training_of
 from stepdrop_rl.teacher import full_trajectory
@@ -91,8 +92,10 @@ class Workshop:
         if job.kind == "train":
             training = training_of(self.config, job, self.root)
             history = found.get("history") or [{"decisions": 0}]
-            seen = found.get("settings", {}).get("env", {}).get("extractor", "reward")
-            return bool(history[-1]["decisions"] >= training.decisions and seen == training.env.extractor)
+            settings = found.get("settings", {})
+            seen = settings.get("env", {}).get("extractor", "reward")
+            same = seen == training.env.extractor and not changes(settings, training, ("hyperparameters",))
+            return bool(history[-1]["decisions"] >= training.decisions and same)
         if job.kind == "search":
             seen = found.get("extractor", "reward")
             return bool(found.get("model_hash") == self.model.hash and seen == self.config.extractor)

@@ -129,6 +129,17 @@ def test_a_study_is_done_told_and_not_done_again(capsys, tmp_path):
     assert "train: 2 of 2 jobs left" in plan
     assert "search: 4 of 4 jobs left" in plan
 
+    # So is a policy that learned by other hyperparameters; the run that is there is not overwritten.
+    learned = {"experts": ["dear.json", "cheap.json"], "n_epochs": 3}
+    train = SMALL["policies"]["imitator"]["train"] | {"hyperparameters": learned}
+    other = options(policies={"imitator": SMALL["policies"]["imitator"] | {"train": train}})
+    assert call("study", *other, "--plan") == 0
+    plan = capsys.readouterr().out
+    assert "train: 2 of 2 jobs left" in plan
+    assert "search: 4 of 4 jobs left" not in plan
+    assert call("study", *other) == 2
+    assert "cannot resume s/policies/imitator-multistep-0: hyperparameters differ" in capsys.readouterr().err
+
 
 def test_several_workers_do_what_one_does(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(arena, "settled_price", settled_price)  # as workers, who are other processes, do
