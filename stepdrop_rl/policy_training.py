@@ -207,7 +207,8 @@ def _identity(config: TrainPolicyConfig) -> dict[str, Any]:
     free = ("output", "resume", "max_minutes", "tracking", "json", "device")
     settings = {key: value for key, value in asdict(config).items() if key not in free}
     settings["data"] = config.data.name  # not where it lies
-    found: dict[str, Any] = json.loads(json.dumps(settings))  # as it is kept: a number that is a key becomes text
+    # As it is kept: a number that is a key becomes text.
+    found: dict[str, Any] = json.loads(json.dumps(settings))
     return found
 
 

@@ -84,7 +84,7 @@ TINY = [
         (
             "fork",
             "multistep",
-            "{batch_size: 8, min_nfe: 3, max_nfe: 4, left: 1, times_share: 0.4, updates: 2, margin: {4: 0.01}}",
+            "{batch_size: 8, min_nfe: 3, max_nfe: 4, left: 1, times_share: 0.4, margin: {4: 0.01}}",
         ),
     ],
 )
