@@ -51,9 +51,10 @@ class ForkLearner(ThroughSampler):
     ``looks`` looks choose among them: ``stretches`` of the gap that follows, and ``orders`` of the jump over
     it, where they are not the solver's own; ``keep_end`` leaves the last evaluation where it is. Which plan a
     sample gets is left to chance or, with ``first_look``, to what its first evaluation shows as well.
-    ``rival`` and ``margin`` are those of :class:`agents.deciding.Deciding`, one margin for all budgets or
-    ``{K: margin}``, 0 at the others. A policy's gates are the average of those of the last ``averaged``
-    surveys' steps.
+    Of the decisions that are not for times, ``looks_share`` draw what is learned from, and the rest learn
+    from all of it; 1 learns while it draws. ``rival`` and ``margin`` are those of
+    :class:`agents.deciding.Deciding`, one margin for all budgets or ``{K: margin}``, 0 at the others. A
+    policy's gates are the average of those of the last ``averaged`` surveys' steps.
     """
 
     algo = "fork"
@@ -63,6 +64,7 @@ class ForkLearner(ThroughSampler):
         "times_rate": 0.05,
         "final_rate": 0.1,
         "times_share": 0.4,
+        "looks_share": 0.5,
         "batch_size": 64,
         "min_nfe": 4,
         "max_nfe": 15,
@@ -116,6 +118,8 @@ class ForkLearner(ThroughSampler):
             )
         if not 0 <= float(h["times_share"]) <= 1:
             raise UserError(f"times_share must lie between 0 and 1, not {h['times_share']}")
+        if not 0 < float(h["looks_share"]) <= 1:
+            raise UserError(f"looks_share must be more than 0, at most 1, not {h['looks_share']}")
         super()._check()
         if h["orders"] and not h["plans"]:
             raise UserError("orders are chosen along plans that are given: give 'fork' plans")
@@ -184,15 +188,16 @@ class ForkLearner(ThroughSampler):
         return [*self.dealing.parameters(), *self.cascade.parameters()]
 
     def _round(self, left: float) -> dict[str, float]:
-        """One episode of every row: for the times first, then for the gates."""
-        share, gone = float(self.hyperparameters["times_share"]), 1 - left
+        """One episode of every row: for the times first, then to look, then for the gates."""
+        share = float(self.hyperparameters["times_share"]) if isinstance(self.plans, Tree) else 0.0
+        gone = round(1 - left, 9)
         if gone < share and isinstance(self.plans, Tree):
             # The times' rate falls over their own part of the run.
             rate, final = float(self.hyperparameters["times_rate"]), float(self.hyperparameters["final_rate"])
             self.optimizer.param_groups[1]["lr"] = rate * (1 - (1 - final) * gone / share)
             told = self._learn_times(self.plans)
         else:
-            told = self._learn_to_decide()
+            told = self._look_or_learn((gone - share) / (1 - share))
         self.num_decisions += len(self.core.rows) * (len(self.core.walk.grid) - 1)
         return told
 
@@ -218,10 +223,16 @@ class ForkLearner(ThroughSampler):
         quality_mean, norm_mean = torch.tensor(told).mean(0).tolist()
         return {"rollout/ep_quality_mean": quality_mean, "train/gradient_norm": norm_mean}
 
-    def _learn_to_decide(self) -> dict[str, float]:
-        """All branches of every row, for one plan; then steps at all budgets, on all looks so far."""
-        if self._draws:
+    def _look_or_learn(self, gone: float) -> dict[str, float]:
+        """All branches of every row for one plan, until a share of these rounds is ``gone``; then learn."""
+        share = float(self.hyperparameters["looks_share"])
+        looks = self._draws and gone < share
+        if looks:
             self._look(self._next_plan())
+        return {} if looks and share < 1 else self._learn_to_decide()
+
+    def _learn_to_decide(self) -> dict[str, float]:
+        """Steps at all budgets, on all looks so far."""
         known = self.deciding.known()
         if not known:
             return {}

@@ -61,7 +61,7 @@ def shaken(learner):
 def looked(problem):
     """A learner that has looked at all noises of the bank and learned nothing from them."""
     learner = shaken(learner_of(problem, "fork", times_share=0.0, updates=0)[0])
-    learner.learn(ROUND * 4 * BANK // 16, lambda decisions: True)
+    learner.learn(ROUND * 8 * BANK // 16, lambda decisions: True)  # half of them look
     return learner
 
 
@@ -150,7 +150,7 @@ def mixed(problem, tmp_path):
     learner = shaken(
         learner_of(problem, "fork", plans=[six, four], updates=2, left=1, looks=1, first_look=True)[0]
     )
-    learner.learn(ROUND * 3 * BANK // 16, lambda decisions: True)
+    learner.learn(ROUND * 6 * BANK // 16, lambda decisions: True)
     return learner
 
 
@@ -631,6 +631,22 @@ def alone(problem, **hyperparameters):
     return learner_of(problem, "fork", times_share=0.0, min_nfe=4, max_nfe=4, **hyperparameters)[0]
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_all_looks_come_before_it_learns_from_them_unless_they_are_all_there_is_time_for(problem, share):
+    learner = alone(problem, looks_share=share)
+    fresh = learner.actor_network[-1].weight.clone()
+    seen = []
+
+    def go_on(decisions):
+        learned = not torch.equal(learner.actor_network[-1].weight, fresh)
+        seen.append((len(learner.deciding.looks[0].entries), learned))
+        return True
+
+    learner.learn(ROUND * 4, go_on)
+    then = [(0, False), (16, False), (32, False), (32, True)]
+    assert seen == (then if share < 1 else [(0, False), (16, True), (32, True), (48, True)])
+
+
 def descend(learner, steps):
     """Down the distance; the share that leaves the plan at last."""
     for _ in range(steps):
@@ -816,6 +832,7 @@ def test_it_refuses_what_it_cannot_use(problem):
         ({"prices": (0.02, 0.02)}, "leave env.price out"),
         ({"batch_size": 0}, "batch_size must be positive"),
         ({"times_share": 1.5}, "times_share must lie between 0 and 1"),
+        ({"looks_share": 0}, "looks_share must be more than 0, at most 1, not 0"),
         ({"sees": "samples"}, "did you mean 'sample'"),
         ({"rival": "schedules"}, "did you mean 'schedule'"),
         ({"margin": 2}, "margin must lie between -1 and 1, not 2"),
