@@ -9,19 +9,17 @@ brings, and ``margin`` more: the best plan that the budget pays for, or all of i
 given. Membership has a price ν for that.
 
 A reward may look through several networks (``views``), and what pleases one may displease the others. The
-distance in each view v is then a share of the best plan's, and the worst share is descended: views have
-weights w_v that grow where the share is worse (Hedge, Freund and Schapire 1997), and each asks for its own
-realism. What branch b makes of an image is worth
+distance in each view v is then a share of the best plan's, and the worst share is descended, by weights w_v;
+each view asks for its own realism. What branch b makes of an image is worth
 
     Σ_v ν_v·m_vb − φ/σ_φ,   φ = Σ_v w_v·φ_v/d_v,
 
 m_vb the mean membership of all that b makes, φ_v the first variation of the distance, d_v the best plan's,
-and σ_φ the deviation of φ between branches of an image. Each survey sets ν by what is lacking now and what
-was lacking so far (a Lagrange multiplier under proportional-integral control: Stooke, Achiam and Abbeel
-2020): no price suits all budgets and models. Image by image membership can hardly be told from what a look
-shows: gates that are paid by that learn noise by heart. So they are paid by branches' means. What is lacking
-is told by what images get, for those take a branch whom it suits less than others, and of the option that a
-policy would take: a chance is kept for all of them while learning.
+and σ_φ the deviation of φ between branches of an image. Each survey moves ν and w
+(:mod:`agents.multipliers`): no price suits all budgets and models. Image by image membership can hardly be
+told from what a look shows: gates that are paid by that learn noise by heart. So they are paid by branches'
+means. What is lacking is told by what images get, for those take a branch whom it suits less than others, and
+of the option that a policy would take: a chance is kept for all of them while learning.
 
 Gates learn single images by heart. So one look in four is only surveyed: distances, slopes, prices and
 weights are those of images that no gate has learned from.
@@ -45,6 +43,7 @@ from agents.cascade import Cascade
 from agents.dealing import Dealing
 from agents.looks import Looks, deal, no_looks
 from agents.manifold import Manifold
+from agents.multipliers import Multipliers
 from agents.plans import Plans
 from agents.population import drawn_moments, mixed_moments
 from envs.errors import UserError
@@ -58,13 +57,6 @@ _SHOWN = 4  # one look in so many is surveyed, and never learned from
 _SOME = 512  # looks at a plan that tell by how much branches differ
 _LEAST = 1e-9  # deviation, share of a plan
 _AS_GOOD = 0.1  # how much farther than the best plan one is that is as good
-_RATE = 200.0  # of ν, a survey, by the share that is lacking
-_ENOUGH = 0.001  # what lacks less lacks nothing
-_FORGOTTEN = (
-    0.1  # of what was lacking so far, by a survey where nothing is: else a price at which nobody leaves stays
-)
-_SAY = 2.0  # of log w_v, a survey, by how much worse a share is
-_NOW = 5.0  # surveys that what is lacking now counts for: by 10, everyone goes home and comes back in turn
 
 
 class Crowd(NamedTuple):
@@ -146,8 +138,7 @@ class Deciding:
         size = (len(plans.sizes), len(plans.more), len(self.views))
         self.inside = torch.zeros(size, dtype=torch.float64)  # m_vb of every plan
         self.alone = torch.zeros(size[0], size[2], dtype=torch.float64)  # its distance, where all follow it
-        self.lacked = torch.zeros(len(plans.counts), size[2], dtype=torch.float64)  # of every budget, so far
-        self.says = torch.zeros_like(self.lacked)  # log w_v
+        self.multipliers = Multipliers(len(plans.counts), size[2])
         self.begun = torch.zeros(0, entries)
         self._worths: dict[int, Worth] = {}
 
@@ -208,20 +199,16 @@ class Deciding:
         """
         self.dealing.afford(budget, self.begun)
         crowd = self.crowd(budget)
-        lacking = self.asked(budget) - crowd.inside
-        forgotten = torch.where(lacking < _ENOUGH, _FORGOTTEN, 0.0)
-        self.lacked[budget] = (self.lacked[budget] * (1 - forgotten) + lacking).clamp(min=0)
-        price = (_RATE * (self.lacked[budget] + _NOW * lacking)).clamp(min=0)
+        price = self.multipliers.price(budget, self.asked(budget) - crowd.inside)
         distances = self._distances(crowd.moments)
-        self.says[budget] += _SAY * distances / self._best(budget)
-        self.says[budget] -= self.says[budget].logsumexp(0)
-        self._worths[budget] = self._worth(budget, crowd, price)
+        weights = self.multipliers.weights(budget, distances / self._best(budget))
+        self._worths[budget] = self._worth(budget, crowd, price, weights)
         told = {"leaves_plan": crowd.astray}
         seen = {
             "distance": distances,
             "realism": crowd.inside,
             "price": price,
-            "weight": self.says[budget].exp(),
+            "weight": weights,
         }
         if len(self.views) == 1:
             del seen["weight"]
@@ -278,11 +265,10 @@ class Deciding:
         return Crowd(mixed, share @ torch.stack(among), 1 - float(share @ torch.stack(kept)))
 
     @torch.no_grad()
-    def _worth(self, budget: int, crowd: Crowd, price: Tensor) -> Worth:
-        """What results are worth to a crowd."""
+    def _worth(self, budget: int, crowd: Crowd, price: Tensor, weights: Tensor) -> Worth:
+        """What results are worth to a crowd, by ν_v and w_v."""
         slopes = [slope(one, real) for one, real in zip(crowd.moments, self.real, strict=True)]
-        weights = self.says[budget].exp() / self._best(budget)
-        bare = Worth(torch.zeros_like(price), slopes, weights, 1.0)
+        bare = Worth(torch.zeros_like(price), slopes, weights / self._best(budget), 1.0)
         members = self.dealing.members(budget)
         some = (bare.of(self.looks[plan].results[:_SOME], self.inside[plan]) for plan in members)
         each = [_deviation(worth) for worth in some]
@@ -305,19 +291,15 @@ class Deciding:
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs, but for what learns."""
-        kept = {"begun": self.begun, "inside": self.inside, "alone": self.alone}
-        kept |= {"lacked": self.lacked, "says": self.says}
+        kept = {"begun": self.begun, "inside": self.inside, "alone": self.alone} | self.multipliers.state()
         for row, looks in enumerate(self.looks):
             kept |= {f"looks.{row}.{name}": part for name, part in looks._asdict().items()}
         return kept
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`."""
-        names = ("inside", "alone", "lacked", "says")
-        found = [tensors[name] for name in names]
-        if any(one.shape != getattr(self, name).shape for name, one in zip(names, found, strict=True)):
-            raise KeyError("views")  # of a version that had none
-        self.inside, self.alone, self.lacked, self.says = found
+        self.multipliers.load_state(tensors)
+        self.inside, self.alone = tensors["inside"], tensors["alone"]
         self.begun = tensors["begun"]
         self.looks = [Looks(*_kept(tensors, row, Looks._fields)) for row in range(len(self.looks))]
 

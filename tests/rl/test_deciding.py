@@ -251,7 +251,7 @@ def test_what_lacked_is_forgotten_where_nothing_lacks():
     entries = torch.randn(50, 4, D, generator=torch.Generator().manual_seed(7))
     deciding.keep(0, entries[:, 0], entries, torch.zeros(50, 9, 4))
     is_inside(deciding, 0.5)
-    deciding.lacked[0] = 0.2
+    deciding.multipliers.lacked[0] = 0.2
     deciding.dealing.afford(0, deciding.begun)
     told = [deciding.survey(0)["gate/price_at_4"] for _ in range(3)]
     assert told == pytest.approx([36.0, 32.4, 29.16])
