@@ -41,7 +41,7 @@ from torch import Tensor
 
 from agents.cascade import Cascade
 from agents.dealing import Dealing
-from agents.looks import Looks, deal, no_looks
+from agents.looks import Looks, joined, no_looks
 from agents.manifold import Manifold
 from agents.multipliers import Multipliers
 from agents.plans import Plans
@@ -92,7 +92,7 @@ class Worth(NamedTuple):
         """(M, B), of ``results`` (M, B, F) whose branches bring ``inside`` (M, B, V) or (B, V)."""
         seen = results.flatten(0, 1).split([len(slope.mean) for slope in self.slopes], 1)
         rises = torch.stack([slope(f) for slope, f in zip(self.slopes, seen, strict=True)], 1)
-        rise = (rises @ self.weights).reshape(results.shape[:2])
+        rise = (rises.double() @ self.weights).reshape(results.shape[:2])
         return inside @ self.price - rise / self.deviation
 
 
@@ -161,7 +161,7 @@ class Deciding:
                 "looks are kept in half precision, and the reward's features are too large for it"
             )
         found = Looks(entries.cpu(), results, self._memberships(features).cpu())
-        self.looks[plan] = self.looks[plan].and_more(found)
+        self.looks[plan] = joined((self.looks[plan], found))
         count = len(self.looks[plan].entries)
         self.inside[plan] = self.looks[plan].inside.double().mean(0)
         plain = self.looks[plan].results[::_SHOWN, [self.plans.home]]
@@ -281,7 +281,7 @@ class Deciding:
         chosen = torch.randperm(least, generator=generator)
         chosen = chosen[chosen % _SHOWN != 0][: max(size // len(members), 1)]
         plan = torch.tensor(members).repeat_interleave(len(chosen))
-        looks = deal(self.looks, plan, chosen.repeat(len(members)))
+        looks = joined([self.looks[member].some(chosen) for member in members])
         with torch.no_grad():
             gain = self._worths[budget].of(looks.results, self.inside[plan])
         brought = self.cascade.climb(plan, looks.entries, gain)

@@ -1,7 +1,7 @@
 """What is kept of images that were drawn along all branches of a plan, to learn from again and again.
 
-Shapes: M images, R of them dealt; T looks at one; D entries of what is shown; B branches; F features of the
-reward, seen by V networks.
+Shapes: M images; T looks at one; D entries of what is shown; B branches; F features of the reward, seen by V
+networks.
 """
 
 from __future__ import annotations
@@ -26,26 +26,17 @@ class Looks(NamedTuple):
     results: Tensor
     inside: Tensor
 
-    def some(self, rows: slice) -> Looks:
+    def some(self, rows: slice | Tensor) -> Looks:
         """Those."""
         return Looks(*(part[rows] for part in self))
 
-    def and_more(self, other: Looks) -> Looks:
-        """These and then the others."""
-        return Looks(*(torch.cat(both) for both in zip(self, other, strict=True)))
+
+def joined(looks: Sequence[Looks]) -> Looks:
+    """One after the other."""
+    return Looks(*(torch.cat(parts) for parts in zip(*looks, strict=True)))
 
 
 def no_looks(looks: int, entries: int, branches: int, features: int, views: int) -> Looks:
     """None yet, of ``looks`` T."""
     results = torch.zeros(0, branches, features, dtype=torch.float16)
     return Looks(torch.zeros(0, looks, entries), results, torch.zeros(0, branches, views))
-
-
-def deal(looks: Sequence[Looks], plan: Tensor, place: Tensor) -> Looks:
-    """The looks at ``place`` (R,), each at its own ``plan`` (R,)."""
-    dealt = Looks(*(part[place] for part in looks[int(plan[0])]))
-    for other in plan.unique().tolist():
-        mine = plan == other
-        for part, source in zip(dealt, looks[other], strict=True):
-            part[mine] = source[place[mine]]
-    return dealt

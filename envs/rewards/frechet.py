@@ -36,9 +36,11 @@ class Slope(NamedTuple):
     constant: Tensor
 
     def __call__(self, f: Tensor) -> Tensor:
-        """(R,) change of the distance per unit of f (R, F) mixed in."""
-        off = f.double() - self.mean
-        return off @ self.linear + ((off @ self.quadratic) * off).sum(1) - self.constant
+        """(R,) change of the distance per unit of f (R, F) mixed in; in single precision or f's, if finer."""
+        f = f.to(torch.promote_types(f.dtype, torch.float32))
+        off = f - self.mean.to(f)
+        bent = (off @ self.quadratic.to(f)).mul_(off).sum(1)
+        return torch.addmv(bent, off, self.linear.to(f)) - self.constant.to(f)
 
 
 def root(matrix: Tensor, power: float) -> Tensor:

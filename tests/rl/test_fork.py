@@ -12,7 +12,7 @@ from agents.endings import Endings
 from agents.fixed import SCHEDULE_SCHEMA
 from agents.fork import Fork
 from agents.gate import Gate
-from agents.looks import Looks, deal
+from agents.looks import Looks
 from agents.planned import Mixture, mixture_record
 from agents.policy import build_policy, describe
 from agents.population import drawn_moments, mixed_moments
@@ -706,16 +706,6 @@ def test_where_all_branches_are_alike_it_keeps_to_the_plan(problem):
     gate = policy_of(problem, learner).cascade.first
     worth = gate(torch.zeros(500).long(), entries)
     assert float((gate.branches(worth, gate.prices[0]) == 1).double().mean()) > 0.95
-
-
-def test_looks_are_dealt_each_at_its_plan():
-    looks = [
-        Looks(*(100 * plan + torch.arange(5.0).reshape(-1, *[1] * k).expand(5, *[2] * k) for k in (1, 2, 2)))
-        for plan in range(3)
-    ]
-    dealt = deal(looks, torch.tensor([2, 0, 2, 1]), torch.tensor([4, 3, 0, 1]))
-    assert dealt.entries[:, 0].tolist() == dealt.results[:, 1, 1].tolist() == [204, 3, 200, 101]
-    assert looks[0].entries[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_population_has_the_moments_of_what_is_drawn():
