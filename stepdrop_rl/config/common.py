@@ -13,12 +13,26 @@ Prediction = Literal["epsilon", "v_prediction"]
 Tracking = Literal["mlflow", "offline", "none"]
 
 MAX_SEED = 2**32 - 1  # a seed is one word of the random numbers' key
+_LEAST_BLOCK = 6  # images: density and coverage look at five neighbours of each
 
 
 def require(condition: bool, message: str) -> None:
     """Raise :class:`UserError` with ``message`` unless ``condition``."""
     if not condition:
         raise UserError(message)
+
+
+def require_blocks(num_samples: int, blocks: int) -> None:
+    """Images are judged in blocks of equal size, two at least, that no metric is too large for."""
+    require(blocks >= 2, f"blocks must be at least 2, not {blocks}")
+    require(
+        num_samples % blocks == 0,
+        f"num_samples ({num_samples}) must be a multiple of blocks ({blocks})",
+    )
+    require(
+        num_samples >= _LEAST_BLOCK * blocks,
+        f"num_samples ({num_samples}) must be at least {_LEAST_BLOCK} for each of {blocks} blocks",
+    )
 
 
 def require_minutes(max_minutes: float | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stepdrop_rl.config.common import CommonConfig, Precision, require
+from stepdrop_rl.config.common import CommonConfig, Precision, require, require_blocks
 from stepdrop_rl.config.policy import AgentChoice
 
 
@@ -120,11 +120,7 @@ class EvaluateConfig(AgentChoice):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.blocks >= 2, f"blocks must be at least 2, not {self.blocks}")
-        require(
-            self.num_samples % self.blocks == 0,
-            f"num_samples ({self.num_samples}) must be a multiple of blocks ({self.blocks})",
-        )
+        require_blocks(self.num_samples, self.blocks)
         for solver, counts in self.ladder.items():
             require(
                 isinstance(counts, list)

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stepdrop_rl.config.common import CommonConfig, Precision, RewardName, require, require_minutes
+from stepdrop_rl.config.common import (
+    CommonConfig,
+    Precision,
+    RewardName,
+    require,
+    require_blocks,
+    require_minutes,
+)
 
 _PLAIN = ("mode", "mean_schedule", "habit", "dealt", "coins", "shuffled")
 _SHOWN = ("noise", "change", "clipping", "features")  # agents.controls.SHOWN
@@ -97,11 +104,7 @@ class StudyConfig(CommonConfig):
         require(bool(self.solvers) and bool(self.nfe), "study needs solvers and budgets")
         require(min(self.nfe, default=1) >= 1, f"nfe needs budgets of at least 1, not {self.nfe}")
         require(self.workers >= 1, f"workers must be at least 1, not {self.workers}")
-        require(self.blocks >= 2, f"blocks must be at least 2, not {self.blocks}")
-        require(
-            self.num_samples > 0 and self.num_samples % self.blocks == 0,
-            f"num_samples ({self.num_samples}) must be a multiple of blocks ({self.blocks})",
-        )
+        require_blocks(self.num_samples, self.blocks)
         for name, entry in self.policies.items():
             *most, last = _ENTRY
             known = f"{', '.join(most)} and {last}"

@@ -115,6 +115,7 @@ def test_help_is_complete_and_loads_nothing_slow(name):
         ("evaluate", ["--price", "-0.1"], "price must not be negative"),
         ("evaluate", ["--price", "0.1", "--policy", "uniform"], "--price is for learned policies"),
         ("evaluate", ["--num-samples", "7"], "multiple of blocks"),
+        ("evaluate", ["--num-samples", "10", "--blocks", "2"], "at least 6 for each of 2 blocks"),
         ("evaluate", ["--policy", "ppo", "--solver", "ddim"], "was trained with solver 'multistep'"),
         ("evaluate", ["--policy", SHIPPED, "--target-nfe", "90"], "out of reach"),
         ("evaluate", ["--policy", "dqn"], "run python -m stepdrop_rl.train_policy --algo dqn"),
