@@ -59,6 +59,7 @@ class ForkLearner(ThroughSampler):
 
     algo = "fork"
     output = "time"
+    of_many_kinds = ("margin", "orders")
     defaults: ClassVar[Mapping[str, Any]] = {
         "learning_rate": 1e-3,
         "times_rate": 0.05,
@@ -106,6 +107,8 @@ class ForkLearner(ThroughSampler):
             raise UserError(f"need 1 <= looks <= left ({left}), not {h['looks']}")
         if h["plans"] and h["keep_end"] and h["stretches"] and int(h["looks"]) >= left:
             raise UserError(f"need looks < left ({left}) where the end is kept, not {h['looks']}")
+        if h["updates"] < 0:
+            raise UserError(f"updates must not be negative: {h['updates']}")
         if int(h["averaged"]) < 1:
             raise UserError(f"averaged must be 1 survey at least, not {h['averaged']}")
         if int(h["update_size"]) < 2:

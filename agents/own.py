@@ -24,10 +24,10 @@ from agents.actor import (
     under,
 )
 from agents.decay import LinearDecay
+from agents.kinds import require_kinds
 from agents.policy import LearnedPolicy, PolicyInfo
 from agents.start import copy_layers
 from envs.observation import Projection
-from envs.registry import unknown_name
 from envs.sb3 import StepDropVecEnv
 
 
@@ -44,6 +44,7 @@ class OwnLearner(ABC):
     output: ClassVar[str] = "softmax"
     activation: ClassVar[str] = "tanh"
     defaults: ClassVar[Mapping[str, Any]]
+    of_many_kinds: ClassVar[tuple[str, ...]] = ()  # hyperparameters that check their kind themselves
 
     def __init__(
         self,
@@ -53,9 +54,7 @@ class OwnLearner(ABC):
         hyperparameters: Mapping[str, Any],
         log: Callable[[dict[str, float], int], None],
     ) -> None:
-        for name in hyperparameters:
-            if name not in self.defaults:
-                raise unknown_name("hyperparameter", name, self.defaults)
+        require_kinds(hyperparameters, self.defaults, self.of_many_kinds)
         self.env = env
         self.core = env.core
         self.log = log

@@ -13,7 +13,7 @@ from stepdrop_rl.config import StudyConfig
 
 if TYPE_CHECKING:
     from stepdrop_rl.studies.plan import Job
-    from stepdrop_rl.studies.verdict import Study
+    from stepdrop_rl.studies.verdict import Claim, Study
     from stepdrop_rl.studies.work import Workshop
     from stepdrop_rl.tracking import Run
 
@@ -71,7 +71,7 @@ def _check(config: StudyConfig) -> None:
     from envs.registry import unknown_name
     from stepdrop_rl.arena import TUNED, check_baseline
     from stepdrop_rl.solvers import make_solver, require_lower
-    from stepdrop_rl.studies.plan import baselines_of
+    from stepdrop_rl.studies.plan import baselines_of, jobs, training_of
 
     solvers = {name: make_solver(name) for name in config.solvers}
     for name, entry in config.policies.items():
@@ -97,6 +97,14 @@ def _check(config: StudyConfig) -> None:
     for name in config.blind:
         if name not in config.policies and name not in config.searches:
             raise unknown_name("blind contender", name, [*config.policies, *config.searches])
+    root, taken = Path(config.output or "."), dict[Path, str]()
+    for job in jobs(config):
+        path = job.path(root)
+        if path in taken:
+            raise UserError(f"'{job.label}' and '{taken[path]}' would share {path}: rename one of them")
+        taken[path] = job.label
+        if job.kind == "train":
+            training_of(config, job, root)
 
 
 def _plan(config: StudyConfig, shop: Workshop, todo: Sequence[Job]) -> str:
@@ -183,11 +191,11 @@ def _summary(study: Study) -> str:
     lines = []
     for letter, claims in (("A", a), ("B", b)):
         for claim in claims:
-            d = claim.distance
+            d = claim.nearest.distance
             lines.append(
                 f"claim {letter} {'holds' if claim.holds else 'does not hold'}: {claim.policy.name} at "
                 f"{claim.policy.nfe:g}, {claim.policy.solver}: {d.mean:+.2f} ± {d.half_width:.2f} against "
-                f"{claim.rival.name}{f', {claim.fails}' if claim.fails else ''}"
+                f"{claim.nearest.rival.name}{f'; {claim.fault}' if claim.fault else ''}"
             )
     return "\n".join(lines) or "no claim to judge yet"
 
@@ -196,16 +204,17 @@ def _record(study: Study) -> dict[str, Any]:
     """The study as JSON."""
     a, b = study.claims()
 
-    def told(claim: Any) -> dict[str, Any]:
+    def told(claim: Claim) -> dict[str, Any]:
         return {
             "policy": claim.policy.name,
             "solver": claim.policy.solver,
             "nfe": claim.policy.nfe,
-            "rival": claim.rival.name,
-            "distance": claim.distance._asdict(),
-            "kid": claim.kid._asdict(),
-            "precision": claim.precision._asdict(),
+            "rival": claim.nearest.rival.name,
+            "distance": claim.nearest.distance._asdict(),
+            "kid": claim.nearest.kid._asdict(),
+            "precision": claim.nearest.precision._asdict(),
             "holds": claim.holds,
+            "fault": claim.fault,
         }
 
     return {

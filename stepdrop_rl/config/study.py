@@ -54,8 +54,9 @@ class StudyConfig(CommonConfig):
             energy:order=2 with jumps of a lower order than the solver's.
         baselines: Agents of a budget; a * after the name: with the last time that suits it best. A file or
             a list of times is judged at the budget that is its count, with its solver.
-        controls: What is taken away from each policy (its first seed) in turn: mode, mean_schedule, habit
-            (of one that plans: its plan for a sample that shows nothing unusual), dealt, coins, shuffled;
+        controls: What is taken away from each policy (its first seed; of all its seeds, dealt) in turn:
+            mode, mean_schedule, habit (of one that plans: its plan for a sample that shows nothing unusual),
+            dealt, coins, shuffled;
             shuffled_noise, shuffled_change, shuffled_clipping and shuffled_features tell what it looks at.
             Blind ones have nothing to shuffle.
         blind: Policies that never look at the sample: the rivals of those that do.
@@ -121,12 +122,21 @@ class StudyConfig(CommonConfig):
                     plans in self.searches,
                     f"policies.{name}: plans must be of the searches {self.searches}, not {plans}",
                 )
+            budgets = entry.get("nfe", self.nfe)
+            require(
+                isinstance(budgets, list) and bool(budgets) and all(nfe in self.nfe for nfe in budgets),
+                f"policies.{name}: nfe must be some of the study's budgets {self.nfe}, not {budgets}",
+            )
             seeds = entry.get("seeds", 1)
             require(isinstance(seeds, int) and seeds > 0, f"policies.{name}.seeds must be a positive number")
             self._require_first(name, entry)
         for control in (*self.controls, *(c for name in self.policies for c in self.controls_of(name))):
             require(control in CONTROLS, f"unknown control '{control}'; known are {', '.join(CONTROLS)}")
         require_minutes(self.max_minutes)
+
+    def seeds_of(self, policy: str) -> int:
+        """How many training seeds a policy has."""
+        return int(self.policies[policy].get("seeds", 1))
 
     def controls_of(self, policy: str) -> list[str]:
         """What is taken away from a policy in turn: blind ones have nothing to shuffle."""
@@ -142,6 +152,6 @@ class StudyConfig(CommonConfig):
         known = ", ".join(before) or "none"
         require(first in before, f"policies.{name}: start_from must be one of those before it: {known}")
         require(
-            int(self.policies[first].get("seeds", 1)) >= int(entry.get("seeds", 1)),
+            self.seeds_of(first) >= self.seeds_of(name),
             f"policies.{name} has more seeds than {first}, which it starts from",
         )

@@ -20,6 +20,7 @@ from stepdrop_rl.policies import Given, given
 
 Kind = Literal["train", "search", "judge"]
 FULL = "full"
+RIVALS = ("dealt",)  # of the controls, those that every training seed's policy has to beat in claim B
 
 _LOOK_PRICES, _LOOK_NFE = 7, 6.0  # of the validation judge
 _GRADIENT = 4  # calls' worth: the call, again for its activations, and a backward pass of two
@@ -137,8 +138,8 @@ def jobs(config: StudyConfig) -> Iterator[Job]:
     for solver in config.solvers:
         trainings = [
             Job("train", name, solver, seed=seed)
-            for name, entry in config.policies.items()
-            for seed in range(int(entry.get("seeds", 1)))
+            for name in config.policies
+            for seed in range(config.seeds_of(name))
         ]
         yield from (job for job in trainings if not needs(config, job))
         for method in config.searches:
@@ -148,13 +149,14 @@ def jobs(config: StudyConfig) -> Iterator[Job]:
     for solver in config.solvers:
         yield Job("judge", FULL, solver, float(config.teacher_steps))
         for nfe in config.nfe:
-            for name, entry in config.policies.items():
+            for name in config.policies:
                 if nfe not in budgets_of(config, name):
                     continue
-                for seed in range(int(entry.get("seeds", 1))):
+                for seed in range(config.seeds_of(name)):
                     yield Job("judge", name, solver, nfe, seed)
                 for control in config.controls_of(name):
-                    yield Job("judge", name, solver, nfe, 0, control)
+                    for seed in range(config.seeds_of(name) if control in RIVALS else 1):
+                        yield Job("judge", name, solver, nfe, seed, control)
             for name, plan in baselines.items():
                 if plan is None or (whole(plan.nfe) == nfe and plan.solver in (None, solver)):
                     yield Job("judge", name, solver, nfe)
@@ -235,9 +237,10 @@ def _episode_cost(training: TrainPolicyConfig) -> float:
         if h["plans"]:  # given: branches part at every look, and all cost the same
             options = 1 + len(h["stretches"]) + len(h["orders"])
             looks, left = int(h["looks"]), int(h["left"])
-            return _LOOK_NFE - left + sum(options ** min(k, looks) for k in range(1, left + 1))
+            branches = _LOOK_NFE - left + sum(options ** min(k, looks) for k in range(1, left + 1))
+            return float(h["looks_share"]) * branches
         sides, share = 2 * h["width"], float(h["times_share"])
         times = _GRADIENT * (plan + sides * h["left"])
         looks = plan + (sides + len(h["stretches"])) * h["left"]
-        return float(share * times + (1 - share) * looks)
+        return float(share * times + (1 - share) * float(h["looks_share"]) * looks)
     return _LOOK_NFE

@@ -2,7 +2,8 @@
 
 A result holds a metric's value in every block of noise; a policy has one result per training seed. Two
 sources of chance, so two intervals: over blocks (of the mean over seeds) and over seeds (over blocks' means).
-The wider one counts. Differences are taken block by block, on the same noise.
+The wider one counts. Differences are taken block by block, on the same noise; from a policy's own controls
+also seed by seed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ Result = Mapping[str, Any]
 
 
 _FIXED = ("mean schedule", "habit")  # of the controls, those that are one schedule for all samples
+_LOWER = 0.01  # of precision: so much is lower however wide the interval
 
 
 class Estimate(NamedTuple):
@@ -66,55 +68,99 @@ class Entry:
 
 def interval(values: Sequence[Sequence[float]]) -> Estimate:
     """Mean of (seeds × blocks) values and the wider of the two half widths."""
-    blocks = [sum(column) / len(column) for column in zip(*values, strict=True)]
-    over_blocks = block_mean(blocks)
-    width = over_blocks.half_width
-    if len(values) > 1:
-        width = max(width, block_mean([sum(row) / len(row) for row in values]).half_width)
-    return Estimate(over_blocks.mean, width)
+    over_blocks = block_mean(_mean_of_seeds(values))
+    return Estimate(over_blocks.mean, max(over_blocks.half_width, _over_seeds(values)))
+
+
+def _mean_of_seeds(values: Sequence[Sequence[float]]) -> list[float]:
+    """Per block."""
+    return [sum(column) / len(column) for column in zip(*values, strict=True)]
+
+
+def _over_seeds(values: Sequence[Sequence[float]]) -> float:
+    """Half width of the mean over seeds; 0 where there is one."""
+    return block_mean([sum(row) / len(row) for row in values]).half_width if len(values) > 1 else 0.0
 
 
 def difference(one: Entry, other: Entry, judge: str, metric: str) -> Estimate:
-    """``one`` minus ``other``, paired by block; the other's seeds are averaged."""
-    rival = [sum(column) / len(column) for column in zip(*other.values(judge, metric), strict=True)]
-    return interval([[a - b for a, b in zip(row, rival, strict=True)] for row in one.values(judge, metric)])
+    """``one`` minus ``other``, paired by block; training seeds are independent of each other's."""
+    ours, theirs = one.values(judge, metric), other.values(judge, metric)
+    both = zip(_mean_of_seeds(ours), _mean_of_seeds(theirs), strict=True)
+    over_blocks = block_mean([a - b for a, b in both])
+    over_seeds = math.hypot(_over_seeds(ours), _over_seeds(theirs))
+    return Estimate(over_blocks.mean, max(over_blocks.half_width, over_seeds))
 
 
-class Claim(NamedTuple):
-    """A policy against its strongest rival at a budget.
+def lost(policy: Entry, control: Entry, judge: str, metric: str) -> Estimate:
+    """A policy minus what is left of it when a control takes something away: by block and by seed."""
+    ours, theirs = (
+        dict(zip((r["seed"] for r in e.results), e.values(judge, metric), strict=True))
+        for e in (policy, control)
+    )
+    rows = [(row, theirs[seed]) for seed, row in ours.items() if seed in theirs]
+    return interval([[a - b for a, b in zip(*pair, strict=True)] for pair in rows])
+
+
+class Comparison(NamedTuple):
+    """A policy against one rival; differences are the policy's minus the rival's.
 
     Args:
-        policy: Who claims.
-        rival: The best of those it is measured against.
-        distance: Difference of the Fréchet distance (negative: the policy is better).
+        rival: Who.
+        distance: Of the Fréchet distance (negative: the policy is better).
         kid: Of KID.
         precision: Of precision.
-        holds: The distance is smaller outside the interval, KID agrees, precision is not lower outside its.
+        is_nearest: Whether no other rival is nearer than this one outside the interval.
     """
 
-    policy: Entry
     rival: Entry
     distance: Estimate
     kid: Estimate
     precision: Estimate
+    is_nearest: bool
+
+    @property
+    def fault(self) -> str:
+        """Why the policy does not beat the rival, or nothing."""
+        name = self.rival.name
+        if self.distance.mean + self.distance.half_width >= 0:
+            return f"it is not nearer than {name} outside the interval"
+        if self.kid.mean >= 0:
+            return f"KID disagrees about {name}"
+        lower = self.precision.mean + self.precision.half_width < 0 or self.precision.mean < -_LOWER
+        if self.is_nearest and lower:
+            told = f"{self.precision.mean:+.3f} ± {self.precision.half_width:.3f}"
+            return f"its precision is lower than that of {name}: {told}"
+        return ""
+
+
+class Claim(NamedTuple):
+    """A policy against its rivals at a budget.
+
+    It stands where the distance is smaller than every rival's outside the interval, KID agrees, and precision
+    is not lower than that of any of the nearest: by 0.01 at most, and not outside its interval.
+
+    Args:
+        policy: Who claims.
+        against: Its rivals, the nearest one first.
+    """
+
+    policy: Entry
+    against: tuple[Comparison, ...]
+
+    @property
+    def nearest(self) -> Comparison:
+        """The rival of least distance."""
+        return self.against[0]
+
+    @property
+    def fault(self) -> str:
+        """Why it does not stand, or nothing."""
+        return next((one.fault for one in self.against if one.fault), "")
 
     @property
     def holds(self) -> bool:
         """Whether it stands."""
-        return (
-            self.distance.mean + self.distance.half_width < 0
-            and self.kid.mean < 0
-            and self.precision.mean + self.precision.half_width >= 0
-        )
-
-    @property
-    def fails(self) -> str:
-        """Why it does not stand, where its distance is smaller outside the interval; else nothing."""
-        if self.holds or self.distance.mean + self.distance.half_width >= 0:
-            return ""
-        if self.kid.mean >= 0:
-            return "but KID disagrees"
-        return f"but its precision is lower: {self.precision.mean:+.3f} ± {self.precision.half_width:.3f}"
+        return not self.fault
 
 
 @dataclass(frozen=True)
@@ -182,25 +228,27 @@ class Study:
             return self.is_fixed(entry) or entry.name == f"{policy.name}, dealt"
         return entry.name != FULL and not self.looks(entry.name)
 
-    def best(self, entries: Iterable[Entry]) -> Entry | None:
-        """The one of least distance."""
-        ranked = sorted(entries, key=lambda e: e.estimate(self.judges[0], self.distance).mean)
-        return ranked[0] if ranked else None
+    def minus(self, policy: Entry, other: Entry, judge: str, metric: str) -> Estimate:
+        """What a policy has more of than another contender, or one of its own controls."""
+        owner, control = self.parts(other.name)
+        return (lost if control and owner == policy.name else difference)(policy, other, judge, metric)
 
     def claim(self, policy: Entry, rivals: Iterable[Entry]) -> Claim | None:
-        """The policy against the best of ``rivals``."""
-        rival = self.best(rivals)
-        if rival is None:
-            return None
+        """The policy against ``rivals``."""
         judge = self.judges[0]
-        return Claim(
-            policy,
-            rival,
-            *(difference(policy, rival, judge, metric) for metric in (self.distance, "kid", "precision")),
-        )
+        ranked = sorted(rivals, key=lambda e: e.estimate(judge, self.distance).mean)
+        against = []
+        for rival in ranked:
+            gap = difference(rival, ranked[0], judge, self.distance)
+            distance, kid, precision = (
+                self.minus(policy, rival, judge, metric) for metric in (self.distance, "kid", "precision")
+            )
+            is_nearest = gap.mean - gap.half_width <= 0
+            against.append(Comparison(rival, distance, kid, precision, is_nearest))
+        return Claim(policy, tuple(against)) if against else None
 
     def claims(self) -> tuple[list[Claim], list[Claim]]:
-        """Claim A, against the best that is fixed, and claim B, against the best of all that do not look."""
+        """Claim A, against all that is fixed, and claim B, against all that do not look."""
         beats_fixed, looking_pays = [], []
         for entry in self.entries:
             if not self.looks(entry.name):

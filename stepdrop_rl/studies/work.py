@@ -179,7 +179,7 @@ class Workshop:
             write_json(path, head | {"unreachable": str(error)})
             return
         samples = arena.draw(contender, self.config.num_samples)
-        write_json(path, head | self._measured(contender, samples))
+        measured = self._measured(contender, samples)
         if job.name in self.config.policies and job.control is None:
             tensors = {"evaluated": packed(samples.evaluated), "times": samples.times}
             save_tensors(path.with_suffix(".safetensors"), tensors)
@@ -187,6 +187,7 @@ class Workshop:
             figure = images_by_schedule(samples, orders) if job.seed == 0 else None
             if figure is not None:
                 write_bytes(path.with_suffix(".png"), png(figure))
+        write_json(path, head | measured)  # last: it says that all of it is there
 
     def _measured(self, contender: Contender, samples: Samples) -> Result:
         judged = {}

@@ -106,20 +106,68 @@ def test_a_claim_stands_when_kid_agrees_and_precision_is_not_lower(kid, precisio
         result("ppo", 5, (4.5, 5.51), control="dealt"),
     )
     (a,), (b,) = found.claims()
-    assert a.rival.name == "blackbox"
-    assert a.distance.mean == pytest.approx(-1.005)
+    assert a.nearest.rival.name == "blackbox"
+    assert a.nearest.distance.mean == pytest.approx(-1.005)
     assert a.holds == holds
-    assert bool(a.fails) != holds
-    assert b.rival.name == "ppo, dealt"
-    assert b.distance.mean == pytest.approx(-0.505)
+    assert bool(a.fault) != holds
+    assert b.nearest.rival.name == "ppo, dealt"
+    assert b.nearest.distance.mean == pytest.approx(-0.505)
+
+
+def test_every_rival_must_be_beaten_and_precision_be_that_of_all_that_are_as_near():
+    near = result("near", 5, (6.0, 7.0), precision=(0.8, 0.8))
+    ours = result("ppo", 5, (4.0, 5.01), (0.05, 0.05), precision=(0.795, 0.796))
+    precise = {"precision": (0.82, 0.82)}
+    # As near as the nearest but for noise, and more precise; far behind, and more precise.
+    tied, far = result("tied", 5, (6.0, 7.2), **precise), result("far", 5, (7.0, 8.01), **precise)
+    for others, fault in [
+        ([], ""),
+        ([far], ""),
+        ([tied], "its precision is lower than that of tied: -0.024 ± 0.006"),
+        ([result("wild", 5, (5.0, 8.0))], "it is not nearer than wild outside the interval"),
+        ([result("other", 5, (6.5, 7.51), kid=(0.04, 0.04))], "KID disagrees about other"),
+    ]:
+        (a,), (b,) = study(ours, near, *others).claims()
+        assert a.nearest.rival.name == "near"
+        assert a.fault == b.fault == fault
+
+
+def test_precision_that_is_much_lower_is_lower_however_wide_the_interval():
+    rival = result("uniform", 5, (6.0, 7.01), precision=(0.8, 0.8))
+    for precision, fault in [((0.7, 0.89), ""), ((0.7, 0.87), "its precision is lower")]:
+        (a,), _ = study(result("ppo", 5, (4.0, 5.0), (0.05, 0.06), precision), rival).claims()
+        assert a.fault.startswith(fault)
+        assert a.holds == (not fault)
+
+
+def test_a_policy_is_compared_with_its_own_controls_seed_by_seed_and_with_others_as_independent():
+    def seeds(name, *blocks, **more):
+        return [result(name, 5, fd, seed=seed, **more) for seed, fd in enumerate(blocks)]
+
+    found = study(
+        *seeds("ppo", (4.0, 5.0), (5.0, 6.0), (9.0, 9.5)),
+        *seeds("ppo", (4.1, 5.1), (5.3, 6.3), control="dealt"),  # the third is not judged yet
+        *seeds("rloo", (4.1, 5.1), (5.3, 6.3)),
+    )
+    entries = {entry.name: entry for entry in found.entries}
+    own = found.minus(entries["ppo"], entries["ppo, dealt"], "j", "fd_j")
+    assert own.mean == pytest.approx(-0.2)
+    assert own.half_width == pytest.approx(t_quantile(1) * 0.1)
+    other = found.minus(entries["ppo"], entries["rloo"], "j", "fd_j")
+    assert other.mean == pytest.approx(38.5 / 6 - 5.2)
+    spreads = [
+        t_quantile(2) * math.sqrt(sum((x - 38.5 / 6) ** 2 for x in (4.5, 5.5, 9.25)) / 2 / 3),
+        t_quantile(1) * 0.6,
+    ]
+    assert other.half_width == pytest.approx(math.hypot(*spreads))
 
 
 def test_a_mixture_is_a_rival_in_claim_b_alone():
     mixture = result("a/mixture-ddim-5.json", 5, (4.0, 5.0)) | {"rates": [1.0, 0.5, 1.0]}
     found = study(result("ppo", 5, (4.5, 5.51), (0.05, 0.06)), result("uniform", 5, (6.0, 7.01)), mixture)
     (a,), (b,) = found.claims()
-    assert (a.rival.name, a.holds) == ("uniform", True)
-    assert (b.rival.name, b.holds) == ("mixture", False)
+    assert (a.nearest.rival.name, a.holds) == ("uniform", True)
+    assert (b.nearest.rival.name, b.holds) == ("mixture", False)
 
 
 def test_files_are_called_by_what_budgets_share():
@@ -146,7 +194,7 @@ def test_files_are_called_by_what_budgets_share():
 def test_a_smaller_distance_inside_the_interval_is_no_claim():
     found = study(result("ppo", 5, (4.0, 8.0), (0.05, 0.05)), result("uniform", 5, (6.0, 7.0)))
     (a,), (b,) = found.claims()
-    assert a.distance.mean == pytest.approx(-0.5)
+    assert a.nearest.distance.mean == pytest.approx(-0.5)
     assert not a.holds
     assert not b.holds
 
@@ -160,7 +208,7 @@ def test_the_fixed_schedules_that_a_policy_holds_are_rivals_too():
         result("uniform", 5, (6.0, 7.0)),
     )
     (a,), (b,) = found.claims()
-    assert a.rival.name == b.rival.name == "ppo, habit"
+    assert a.nearest.rival.name == b.nearest.rival.name == "ppo, habit"
 
 
 def test_mixtures_rival_in_claim_b_alone_and_the_full_trajectory_in_none():
@@ -171,7 +219,7 @@ def test_mixtures_rival_in_claim_b_alone_and_the_full_trajectory_in_none():
         result("full", 5, (1.0, 1.0)),
     )
     (a,), (b,) = found.claims()
-    assert (a.rival.name, b.rival.name) == ("uniform", "mixture")
+    assert (a.nearest.rival.name, b.nearest.rival.name) == ("uniform", "mixture")
 
 
 def test_a_mixture_of_one_schedule_is_a_fixed_schedule():
@@ -179,7 +227,7 @@ def test_a_mixture_of_one_schedule_is_a_fixed_schedule():
         result("ppo", 5, (4.0, 5.0)), result("mixture", 5, (3.0, 4.0)), result("uniform", 5, (6, 7))
     )
     (a,), (b,) = found.claims()
-    assert a.rival.name == b.rival.name == "mixture"
+    assert a.nearest.rival.name == b.nearest.rival.name == "mixture"
 
 
 def test_the_report_tells_who_was_not_judged():
