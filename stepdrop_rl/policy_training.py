@@ -212,9 +212,9 @@ def _identity(config: TrainPolicyConfig) -> dict[str, Any]:
     return found
 
 
-def changes(settings: dict[str, Any], config: TrainPolicyConfig, among: Sequence[str]) -> list[str]:
-    """Which of a run's kept ``settings``, ``among`` these, are not those of ``config``."""
-    return _changed(settings, _identity(config), among)
+def changes(settings: dict[str, Any], config: TrainPolicyConfig) -> list[str]:
+    """Which of a run's kept ``settings`` are not those of ``config``."""
+    return _changed(settings, _identity(config))
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any], among: Sequence[str] | None = None) -> list[str]:

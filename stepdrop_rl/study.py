@@ -37,6 +37,7 @@ def run(config: StudyConfig) -> None:
     if config.plan:
         print(_plan(config, shop, todo))
         return
+    shop.require_same_settings(todo)
     require_writable(root)
     folder = require_writable(Path(config.report) if config.report else root)
     tags = {"command": "study"}

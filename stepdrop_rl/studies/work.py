@@ -6,6 +6,7 @@ Shapes: M = images drawn; N = points of a contender's grid.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from agents.base import RecurrentAgent, orders_of
 from agents.controls import coins, dealt, habit, mean_schedule, shuffled
 from agents.fixed import whole
 from agents.policy import LearnedPolicy
-from envs.errors import OutOfReachError
+from envs.errors import OutOfReachError, UserError
 from stepdrop_rl.arena import Arena, Contender, budget_of
 from stepdrop_rl.comparison import device_name
 from stepdrop_rl.config import EnvConfig, SearchConfig, StudyConfig
@@ -92,14 +93,24 @@ class Workshop:
         if job.kind == "train":
             training = training_of(self.config, job, self.root)
             history = found.get("history") or [{"decisions": 0}]
-            settings = found.get("settings", {})
-            seen = settings.get("env", {}).get("extractor", "reward")
-            same = seen == training.env.extractor and not changes(settings, training, ("hyperparameters",))
-            return bool(history[-1]["decisions"] >= training.decisions and same)
+            ended = bool(history[-1]["decisions"] >= training.decisions)
+            return ended and not changes(found.get("settings", {}), training)
         if job.kind == "search":
             seen = found.get("extractor", "reward")
             return bool(found.get("model_hash") == self.model.hash and seen == self.config.extractor)
         return bool(found.get("fingerprint") == self.fingerprint(job))
+
+    def require_same_settings(self, todo: Iterable[Job]) -> None:
+        """Raise :class:`UserError` where a policy's folder holds a run that learned by other settings."""
+        for job in todo:
+            path = job.path(self.root)
+            kept = read_json(path).get("settings") if job.kind == "train" and path.is_file() else None
+            changed = changes(kept, training_of(self.config, job, self.root)) if kept else []
+            if changed:
+                raise UserError(
+                    f"{path.parent} holds a run of other settings ({', '.join(changed)} differ): "
+                    "remove it, or call the policy otherwise"
+                )
 
     def do(self, job: Job) -> None:
         """Do it; a training goes on where it was cut."""

@@ -138,7 +138,8 @@ def test_a_study_is_done_told_and_not_done_again(capsys, tmp_path):
     assert "train: 2 of 2 jobs left" in plan
     assert "search: 4 of 4 jobs left" not in plan
     assert call("study", *other) == 2
-    assert "cannot resume s/policies/imitator-multistep-0: hyperparameters differ" in capsys.readouterr().err
+    said = "s/policies/imitator-multistep-0 holds a run of other settings (hyperparameters differ): remove it"
+    assert said in capsys.readouterr().err
 
 
 def test_several_workers_do_what_one_does(capsys, tmp_path, monkeypatch):
