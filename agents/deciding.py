@@ -188,8 +188,8 @@ class Deciding:
         return torch.tensor(each, dtype=torch.float64)
 
     def known(self) -> list[int]:
-        """The budgets all of whose plans were looked at."""
-        looked = torch.tensor([len(looks.entries) > 0 for looks in self.looks])
+        """The budgets all of whose plans were looked at: once to be surveyed, again to learn from."""
+        looked = torch.tensor([len(looks.entries) > 1 for looks in self.looks])
         return [c for c in range(len(self.plans.counts)) if bool(looked[self.dealing.members(c)].all())]
 
     def survey(self, budget: int) -> dict[str, float]:

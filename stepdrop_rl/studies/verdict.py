@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepdrop_rl.config import StudyConfig
-from stepdrop_rl.metrics.blocks import block_mean
+from stepdrop_rl.metrics.blocks import block_mean, paired_difference
 from stepdrop_rl.studies.plan import FULL
 
 Result = Mapping[str, Any]
@@ -85,8 +85,7 @@ def _over_seeds(values: Sequence[Sequence[float]]) -> float:
 def difference(one: Entry, other: Entry, judge: str, metric: str) -> Estimate:
     """``one`` minus ``other``, paired by block; training seeds are independent of each other's."""
     ours, theirs = one.values(judge, metric), other.values(judge, metric)
-    both = zip(_mean_of_seeds(ours), _mean_of_seeds(theirs), strict=True)
-    over_blocks = block_mean([a - b for a, b in both])
+    over_blocks = paired_difference(_mean_of_seeds(ours), _mean_of_seeds(theirs))
     over_seeds = math.hypot(_over_seeds(ours), _over_seeds(theirs))
     return Estimate(over_blocks.mean, max(over_blocks.half_width, over_seeds))
 

@@ -647,6 +647,13 @@ def test_all_looks_come_before_it_learns_from_them_unless_they_are_all_there_is_
     assert seen == (then if share < 1 else [(0, False), (16, True), (32, True), (48, True)])
 
 
+def test_a_single_row_is_looked_at_twice_before_it_is_learned_from(problem):
+    settings = {"times_share": 0.0, "looks_share": 1.0, "min_nfe": 4, "max_nfe": 4, "update_size": 2}
+    learner, logged = learner_of(problem, "fork", num_envs=1, **settings)
+    learner.learn(3 * (N - 1), lambda decisions: True)
+    assert ["gate/distance_at_4" in told for _, told in logged] == [False, True, True]
+
+
 def descend(learner, steps):
     """Down the distance; the share that leaves the plan at last."""
     for _ in range(steps):
