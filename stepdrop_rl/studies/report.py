@@ -40,8 +40,8 @@ def compose(study: Study) -> list[Block]:
                 )
             )
     a, b = study.claims()
-    blocks += _claims("Claim A: the policy beats the best fixed schedule", a, study)
-    blocks += _claims("Claim B: looking at the sample beats the best mixture that does not look", b, study)
+    blocks += _claims("Claim A: the policy beats every fixed schedule", a, study)
+    blocks += _claims("Claim B: looking at the sample beats everything that does not look", b, study)
     blocks += _against_each(study)
     for solver in config.solvers:
         full = study.full(solver)
@@ -81,7 +81,7 @@ def _opening(study: Study) -> str:
         f"{config.blocks} blocks of {config.num_samples // config.blocks:,}; judged by {study.distance}"
         f"{f', second by {others}' if others else ''}, which no reward has seen. ± is half of a 95 % "
         "t-interval, over blocks or training seeds, whichever is wider; differences are paired by block. "
-        f"A control takes one thing away from the policy of seed 0.{_SEEN[config.extractor]} "
+        f"A control takes one thing away from the policy.{_SEEN[config.extractor]} "
         f"Hardware: {device}."
     )
 
