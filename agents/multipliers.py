@@ -9,6 +9,8 @@ Shapes: C budgets; V views.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ _NOW = 5.0  # surveys that what is lacking now counts for: by 10, everyone goes 
 _ENOUGH = 0.001  # what lacks less lacks nothing
 _FORGOTTEN = 0.1  # of what was lacking so far, by a survey where nothing is: else a price that all flee stays
 _SAY = 2.0  # of log w_v, a survey, by how much worse a share is
+_LEAST = math.log(0.01)  # log w_v: a view that becomes the worst is heard within a few surveys
 
 
 class Multipliers:
@@ -39,9 +42,9 @@ class Multipliers:
 
     def weights(self, budget: int, shares: Tensor) -> Tensor:
         """w_v, (V,), now that distances are ``shares`` (V,) of the best plan's."""
-        self.says[budget] += _SAY * shares
-        self.says[budget] -= self.says[budget].logsumexp(0)
-        return self.says[budget].exp()
+        says = (self.says[budget] + _SAY * shares).log_softmax(0).clamp(min=_LEAST)
+        self.says[budget] = says
+        return says.softmax(0)
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs."""
