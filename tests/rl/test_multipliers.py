@@ -14,12 +14,15 @@ def test_a_price_follows_what_lacks_and_what_lacked():
     def price(lacking):
         return float(multipliers.price(0, torch.tensor([lacking]).double()))
 
-    # By hand: 200 for what lacked in all, and five times as much for what lacks now.
+    # By hand: 200 for what lacked in all, less 5 % a survey, and five times as much for what lacks now.
     assert price(0.01) == pytest.approx(200 * 0.01 + 1000 * 0.01)
-    assert price(0.02) == pytest.approx(200 * 0.03 + 1000 * 0.02)
-    assert price(0.0) == pytest.approx(200 * 0.9 * 0.03), "forgotten where nothing lacks"
+    assert price(0.02) == pytest.approx(200 * (0.95 * 0.01 + 0.02) + 1000 * 0.02)
+    assert price(0.0) == pytest.approx(200 * 0.95 * (0.95 * 0.01 + 0.02))
     assert price(-0.5) == 0
     assert float(multipliers.lacked[1]) == 0, "of another budget nothing is known"
+    for _ in range(500):
+        found = price(0.005)
+    assert found == pytest.approx(25), "a price does not climb for ever"
 
 
 def test_the_view_that_is_worst_weighs_most_and_another_is_heard_soon():
