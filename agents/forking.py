@@ -15,7 +15,7 @@ Shapes: R rows of the batch; P plans; B branches; T looks at an image; D observa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -31,6 +31,7 @@ from agents.deciding import Deciding
 from agents.drawing import Drawn, draw
 from agents.endings import Endings, grid_for, read_endings
 from agents.fork import Fork
+from agents.forking_settings import margins_of, require_orders, require_settings
 from agents.planning import Tariff
 from agents.plans import Plans
 from agents.policy import LearnedPolicy, PolicyInfo
@@ -39,7 +40,6 @@ from agents.tree import Tree
 from envs.errors import UserError
 from envs.observation import Grid, Projection
 
-_ORDER_LOOKS = 2  # a third one could not tell by where a sample is what the first one chose
 _SLACK = 0.01  # of a plan's evaluations, kept back: on fresh noise it spends no more than it is told
 
 
@@ -91,51 +91,17 @@ class ForkLearner(ThroughSampler):
 
     def _check(self) -> None:
         h, core = self.hyperparameters, self.core
-        least, most, left, width = (int(h[name]) for name in ("min_nfe", "max_nfe", "left", "width"))
-        if not 1 <= least <= most:
-            raise UserError(f"need 1 <= min_nfe <= max_nfe, not {least} and {most}")
-        if not (1 <= width <= left < least or h["plans"]):
-            raise UserError(
-                f"need 1 <= width <= left < min_nfe ({least}), not {width} and {left}: a branch cannot spend "
-                "less than was spent at the fork"
-            )
+        require_settings(h)
         if core.moving is not None:
             raise UserError("'fork' spends what it is told: give it min_nfe and max_nfe, no env.target_nfe")
         if core.prices[0] == core.prices[1]:
             raise UserError("prices tell 'fork' how many evaluations to spend: leave env.price out")
-        if h["plans"] and not 1 <= int(h["looks"]) <= left:
-            raise UserError(f"need 1 <= looks <= left ({left}), not {h['looks']}")
-        if h["plans"] and h["keep_end"] and h["stretches"] and int(h["looks"]) >= left:
-            raise UserError(f"need looks < left ({left}) where the end is kept, not {h['looks']}")
-        if h["updates"] < 0:
-            raise UserError(f"updates must not be negative: {h['updates']}")
-        if int(h["averaged"]) < 1:
-            raise UserError(f"averaged must be 1 survey at least, not {h['averaged']}")
-        if int(h["update_size"]) < 2:
-            raise UserError(f"update_size must be 2 at least, not {h['update_size']}")
-        if 0 in h["stretches"]:
-            raise UserError("a stretch of 0 is the plan itself: leave it out of stretches")
         if not len(core.quality.real):
             raise UserError(
                 "'fork' compares what it draws with real images: give it a reward that looks at them"
             )
-        if not 0 <= float(h["times_share"]) <= 1:
-            raise UserError(f"times_share must lie between 0 and 1, not {h['times_share']}")
-        if not 0 < float(h["looks_share"]) <= 1:
-            raise UserError(f"looks_share must be more than 0, at most 1, not {h['looks_share']}")
         super()._check()
-        if h["orders"] and not h["plans"]:
-            raise UserError("orders are chosen along plans that are given: give 'fork' plans")
-        if not h["orders"]:
-            return
-        others = list(range(1, self.process.history))
-        told = h["orders"] if isinstance(h["orders"], (list, tuple)) else [None]
-        if not others:
-            raise UserError("this solver looks back on one evaluation: there are no other orders to choose")
-        if any(type(k) is not int or k not in others or told.count(k) > 1 for k in told):
-            raise UserError(f"orders, besides the solver's own, are some of {others}, not {h['orders']}")
-        if int(h["looks"]) > _ORDER_LOOKS:
-            raise UserError(f"need looks <= {_ORDER_LOOKS} where orders are chosen, not {h['looks']}")
+        require_orders(h, self.process.history)
 
     def _make_networks(self, inputs: int) -> dict[str, nn.Module]:
         """Times that are even, or given, and gates that leave everyone to the plan."""
@@ -146,7 +112,7 @@ class ForkLearner(ThroughSampler):
         self.dealing = Dealing(plans.weights, plans.sizes, plans.counts, inputs)
         self.cascade = Cascade(len(plans.sizes), inputs, plans.first, plans.looks)
         quality, rival = self.core.quality, str(h["rival"])
-        margins = _margins(h["margin"], plans.counts)
+        margins = margins_of(h["margin"], plans.counts)
         self.deciding = Deciding(
             plans, self.dealing, self.cascade, quality.real, quality.views, rival, margins
         )
@@ -358,16 +324,3 @@ class ForkLearner(ThroughSampler):
         self._draws = bool(tensors.get("looking", True))
         self.average.load_state(tensors)
         self.deciding.load_state(tensors)
-
-
-def _margins(told: Any, counts: Sequence[int]) -> list[float]:
-    """The margin of every budget of ``counts``, as the hyperparameter tells it."""
-    each = told if isinstance(told, Mapping) else dict.fromkeys(counts, told)
-    try:
-        known = {int(count): float(margin) for count, margin in each.items()}
-    except (TypeError, ValueError):
-        raise UserError(f"margin must be a number, or numbers by budgets, not {told!r}") from None
-    for count in known:
-        if count not in counts:
-            raise UserError(f"margin: there is no budget of {count}, there are {list(counts)}")
-    return [known.get(count, 0.0) for count in counts]

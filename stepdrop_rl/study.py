@@ -153,8 +153,9 @@ def _speed(shop: Workshop, batch_size: int) -> float:
 
 def _study(config: StudyConfig, shop: Workshop, todo: Sequence[Job]) -> Study:
     """All results that are there."""
+    from stepdrop_rl.studies.entries import gather_entries
     from stepdrop_rl.studies.plan import listed
-    from stepdrop_rl.studies.verdict import Study, gather_entries
+    from stepdrop_rl.studies.verdict import Study
     from stepdrop_rl.weights import read_json
 
     done = [job for job in todo if job.kind == "judge" and shop.done(job)]

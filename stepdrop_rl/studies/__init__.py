@@ -2,6 +2,7 @@
 
 plan.py     jobs, their files and what they cost
 work.py     trains, searches, draws and judges: one job at a time, its result in a file
-verdict.py  means, intervals and paired differences from the results
+entries.py  means, intervals and paired differences from the results
+verdict.py  which claims stand
 report.py   tables and figures, as Markdown and one HTML file
 """

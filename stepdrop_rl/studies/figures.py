@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from stepdrop_rl.report.figures import LEARNED, STYLE, Strip, strips
-from stepdrop_rl.studies.verdict import Entry, Study, ratio
+from stepdrop_rl.studies.entries import Entry, ratio
+from stepdrop_rl.studies.verdict import Study
 
 _SHOWN_RIVALS = 9  # the nearest ones: a study's tables have all
 

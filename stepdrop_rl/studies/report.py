@@ -8,9 +8,10 @@ from typing import Any
 
 from stepdrop_rl.report.figures import png
 from stepdrop_rl.report.page import Block, write_page
+from stepdrop_rl.studies.entries import Entry, Estimate, label, lost, ratio
 from stepdrop_rl.studies.figures import rates_by_budget, study_curves
 from stepdrop_rl.studies.plan import FULL
-from stepdrop_rl.studies.verdict import Claim, Entry, Estimate, Study, label, lost, ratio
+from stepdrop_rl.studies.verdict import Claim, Study
 
 _SEEN = {
     "reward": "",

@@ -1,103 +1,18 @@
-"""From results to claims: means, intervals, and paired differences over noise blocks and training seeds.
-
-A result holds a metric's value in every block of noise; a policy has one result per training seed. Two
-sources of chance, so two intervals: over blocks (of the mean over seeds) and over seeds (over blocks' means).
-The wider one counts. Differences are taken block by block, on the same noise; from a policy's own controls
-also seed by seed.
-"""
+"""From contenders to claims: which of them a policy beats, and by what rule."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stepdrop_rl.config import StudyConfig
-from stepdrop_rl.metrics.blocks import block_mean, paired_difference
+from stepdrop_rl.studies.entries import Entry, Estimate, difference, lost
 from stepdrop_rl.studies.plan import FULL
-
-Result = Mapping[str, Any]
-
 
 _FIXED = ("mean schedule", "habit")  # of the controls, those that are one schedule for all samples
 _LOWER = 0.01  # of precision: so much is lower however wide the interval
-
-
-class Estimate(NamedTuple):
-    """A mean and half of its 95 % interval."""
-
-    mean: float
-    half_width: float
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A contender at a budget with a solver: the results of all its seeds.
-
-    Args:
-        name: Of the contender; controls are "policy, control".
-        solver: Reference of the solver.
-        nfe: Budget.
-        results: One per seed.
-    """
-
-    name: str
-    solver: str
-    nfe: float
-    results: tuple[Result, ...]
-
-    def values(self, judge: str, metric: str) -> list[list[float]]:
-        """Per seed, per block."""
-        return [list(result["judges"][judge][metric]) for result in self.results]
-
-    def estimate(self, judge: str, metric: str) -> Estimate:
-        """Over blocks and seeds."""
-        return interval(self.values(judge, metric))
-
-    def mean(self, key: str) -> float:
-        """Of a number that a result has once."""
-        return sum(float(result[key]) for result in self.results) / len(self.results)
-
-    @property
-    def is_one_schedule(self) -> bool:
-        """Whether every image got the same: at each time all are evaluated, or none."""
-        return len(self.results) == 1 and set(self.results[0]["rates"]) <= {0.0, 1.0}
-
-
-def interval(values: Sequence[Sequence[float]]) -> Estimate:
-    """Mean of (seeds × blocks) values and the wider of the two half widths."""
-    over_blocks = block_mean(_mean_of_seeds(values))
-    return Estimate(over_blocks.mean, max(over_blocks.half_width, _over_seeds(values)))
-
-
-def _mean_of_seeds(values: Sequence[Sequence[float]]) -> list[float]:
-    """Per block."""
-    return [sum(column) / len(column) for column in zip(*values, strict=True)]
-
-
-def _over_seeds(values: Sequence[Sequence[float]]) -> float:
-    """Half width of the mean over seeds; 0 where there is one."""
-    return block_mean([sum(row) / len(row) for row in values]).half_width if len(values) > 1 else 0.0
-
-
-def difference(one: Entry, other: Entry, judge: str, metric: str) -> Estimate:
-    """``one`` minus ``other``, paired by block; training seeds are independent of each other's."""
-    ours, theirs = one.values(judge, metric), other.values(judge, metric)
-    over_blocks = paired_difference(_mean_of_seeds(ours), _mean_of_seeds(theirs))
-    over_seeds = math.hypot(_over_seeds(ours), _over_seeds(theirs))
-    return Estimate(over_blocks.mean, max(over_blocks.half_width, over_seeds))
-
-
-def lost(policy: Entry, control: Entry, judge: str, metric: str) -> Estimate:
-    """A policy minus what is left of it when a control takes something away: by block and by seed."""
-    ours, theirs = (
-        dict(zip((r["seed"] for r in e.results), e.values(judge, metric), strict=True))
-        for e in (policy, control)
-    )
-    rows = [(row, theirs[seed]) for seed, row in ours.items() if seed in theirs]
-    return interval([[a - b for a, b in zip(*pair, strict=True)] for pair in rows])
 
 
 class Comparison(NamedTuple):
@@ -268,49 +183,3 @@ class Study:
         few = [e for e in self.entries if e.solver == solver and self.is_fixed(e) and e.nfe <= 10]
         gaps = (difference(e, full, judge, self.distance) for e in few)
         return all(gap.mean + gap.half_width >= 0 for gap in gaps)
-
-
-def gather_entries(results: Iterable[Result]) -> tuple[list[Entry], list[str]]:
-    """Group results by contender, solver and budget; and tell what could not be spent."""
-    results = list(results)
-    called = _short_names(results)
-    groups: dict[tuple[str, str, float], list[Result]] = {}
-    unreachable = []
-    for result in results:
-        name = called[result["name"]]
-        if result["control"]:
-            name += f", {label(result['control'])}"
-        if "unreachable" in result:
-            if result["control"] not in (None, "mode"):
-                continue  # what is left of a policy is out of reach where the policy is
-            unreachable.append(f"{name} at {result['nfe']:g}, {result['solver']}: {result['unreachable']}")
-        else:
-            groups.setdefault((name, result["solver"], result["nfe"]), []).append(result)
-    return [Entry(*key, tuple(found)) for key, found in groups.items()], unreachable
-
-
-def _short_names(results: Sequence[Result]) -> dict[str, str]:
-    """What contenders are called: files by what all budgets share, where that tells them apart."""
-    called: dict[str, str] = {}
-    files: dict[tuple[str, str, float], dict[str, str]] = {}
-    for result in results:
-        name = result["name"]
-        called[name] = name
-        if name.endswith(".json"):
-            short = Path(name).stem.removesuffix(f"-{result['nfe']:g}").removesuffix(f"-{result['solver']}")
-            files.setdefault((short, result["solver"], result["nfe"]), {})[name] = short
-    taken = set(called)
-    for (short, *_), names in files.items():
-        if len(names) == 1 and short not in taken:
-            called |= names
-    return called
-
-
-def label(control: str) -> str:
-    """A control's name for people."""
-    return control.replace("_", " ")
-
-
-def ratio(part: float, whole: float) -> float:
-    """part / whole, NaN where there is no whole."""
-    return part / whole if whole else math.nan

@@ -7,9 +7,10 @@ import pytest
 
 from stepdrop_rl.config import StudyConfig
 from stepdrop_rl.metrics.blocks import t_quantile
+from stepdrop_rl.studies.entries import Entry, difference, gather_entries, interval
 from stepdrop_rl.studies.figures import study_curves
 from stepdrop_rl.studies.report import compose
-from stepdrop_rl.studies.verdict import Entry, Study, difference, gather_entries, interval
+from stepdrop_rl.studies.verdict import Study
 
 
 def result(name, nfe, fd, kid=(0.1, 0.1), precision=(0.8, 0.8), seed=0, control=None, rates=(1, 0)):
