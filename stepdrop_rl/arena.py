@@ -230,7 +230,11 @@ def make_arena(
         make_solver(config.solver)
     device = device_of(resolve_device(config.device), world.local_rank)
     model = load_model(
-        config.model or config.data.name, device, precision=config.precision, dataset=config.data.name
+        config.model or config.data.name,
+        device,
+        precision=config.precision,
+        dataset=config.data.name,
+        compiled=config.compile,
     )
     nfe = config.target_nfe or DEFAULT_NFE
     budget = budget_of(model, nfe, config.num_decisions)

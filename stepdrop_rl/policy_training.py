@@ -204,7 +204,7 @@ def looks_of(config: TrainPolicyConfig) -> dict[str, Tensor]:
 
 def _identity(config: TrainPolicyConfig) -> dict[str, Any]:
     """The settings that decide a run's numbers."""
-    free = ("output", "resume", "max_minutes", "tracking", "json", "device")
+    free = ("output", "resume", "max_minutes", "tracking", "json", "device", "compile")
     settings = {key: value for key, value in asdict(config).items() if key not in free}
     settings["data"] = config.data.name  # not where it lies
     # As it is kept: a number that is a key becomes text.

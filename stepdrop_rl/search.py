@@ -36,7 +36,11 @@ def run(config: SearchConfig) -> None:
     require_lower(order, solver, config.solver)
     device = resolve_device(config.device)
     model = load_model(
-        config.model or config.data.name, device, precision=config.precision, dataset=config.data.name
+        config.model or config.data.name,
+        device,
+        precision=config.precision,
+        dataset=config.data.name,
+        compiled=config.compile,
     )
     name = f"{config.method}-{config.solver}-{config.nfe}".replace(":", "-")
     path = (

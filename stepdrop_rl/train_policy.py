@@ -41,7 +41,11 @@ def run(config: TrainPolicyConfig) -> None:
             registry[name]
     device = resolve_device(config.device)
     model = load_model(
-        config.model or config.data.name, device, precision=config.precision, dataset=config.data.name
+        config.model or config.data.name,
+        device,
+        precision=config.precision,
+        dataset=config.data.name,
+        compiled=config.compile,
     )
     world = make_world(config.env, model=model, data=config.data)
     judge = _judge(config, world)

@@ -29,6 +29,7 @@ def model_from_diffusers(
     device: torch.device | str = "cpu",
     precision: str = "auto",
     pad_to: int | None = None,
+    compiled: bool = False,
 ) -> Model:
     """Return the model of a saved pipeline, such as a DDPMPipeline or one with our own scheduler.
 
@@ -40,6 +41,7 @@ def model_from_diffusers(
         device: Where it computes.
         precision: Of the network; auto is bfloat16 on CUDA, and for large networks on CPUs that have it.
         pad_to: See :class:`~stepdrop_rl.models.denoiser.NetworkDenoiser`.
+        compiled: As of :func:`~stepdrop_rl.models.unet.load_model`.
 
     Raises:
         UserError: It is no unconditional pixel-space pipeline, its noise schedule is none of ours, or its
@@ -57,7 +59,7 @@ def model_from_diffusers(
     info = _read_info(scheduler / "scheduler_config.json", dataset or folder.name)
     network = load_network(unet, device)
     _require_fit(image_shape(network), dataset, folder)
-    return assemble(network, info, device, precision=precision, pad_to=pad_to)
+    return assemble(network, info, device, precision=precision, pad_to=pad_to, compiled=compiled)
 
 
 def _read_info(file: Path, dataset: str) -> ModelInfo:

@@ -8,7 +8,7 @@ batches are not (samples finish one by one), so a batch is padded to the next of
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 Output = tuple[Tensor, Tensor | None]
-Call = Callable[[Tensor, Tensor, Sequence[str]], Output]
+Call = Callable[[Tensor, Tensor, tuple[str, ...]], Output]
 Replay = Callable[[], None]
 Recorder = Callable[[Callable[[], Output]], tuple[Output, Replay]]
 
@@ -54,12 +54,12 @@ class Captured:
         self._recordings: dict[tuple[object, ...], _Recording] = {}
         self._works = True
 
-    def __call__(self, x: Tensor, t: Tensor, features: Sequence[str]) -> Output:
+    def __call__(self, x: Tensor, t: Tensor, features: tuple[str, ...]) -> Output:
         """What ``call`` returns, to within the rounding of another batch size."""
         if not self._works or (torch.is_grad_enabled() and x.requires_grad):
             return self._call(x, t, features)
         rows, size = len(x), padded_size(len(x))
-        key = (size, x.shape[1:], x.dtype, t.dtype, tuple(features))
+        key = (size, x.shape[1:], x.dtype, t.dtype, features)
         recording = self._recordings.get(key)
         if recording is None:
             recording = self._new(x, t, features, size)
@@ -72,7 +72,7 @@ class Captured:
         output, pooled = recording.output
         return output[:rows].clone(), None if pooled is None else pooled[:rows].clone()
 
-    def _new(self, x: Tensor, t: Tensor, features: Sequence[str], size: int) -> _Recording | None:
+    def _new(self, x: Tensor, t: Tensor, features: tuple[str, ...], size: int) -> _Recording | None:
         held_x, held_t = x.new_zeros(size, *x.shape[1:]), t.new_zeros(size)
         try:
             with torch.no_grad():

@@ -7,14 +7,16 @@ and joined in that order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from stepdrop_rl.diffusion import NoiseSchedule, to_epsilon
-from stepdrop_rl.models.captured import Captured
+from stepdrop_rl.models.captured import Call, Captured
+from stepdrop_rl.models.compiled import Compiled
 
 FEATURES = ("middle", "decoder")
 """Features that a U-Net can be asked for: the output of its middle block, and of its last block upwards."""
@@ -50,6 +52,7 @@ class NetworkDenoiser:
         pad_to: With it, every call holds exactly this many rows (the last one padded by zeros), so that
             image i is bit-equal whatever the batch size; without it, a call holds the rows it is given.
         capture: Replay calls as CUDA graphs (:mod:`stepdrop_rl.models.captured`).
+        compiled: Compile calls (:mod:`stepdrop_rl.models.compiled`), where they are not captured.
     """
 
     def __init__(
@@ -62,8 +65,10 @@ class NetworkDenoiser:
         autocast: torch.dtype | None = None,
         pad_to: int | None = None,
         capture: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.network = network
+        self._watched: dict[tuple[str, ...], Watched] = {}
         self._type: torch.dtype = getattr(network, "dtype", torch.float32)  # diffusers' networks tell it
         self.schedule = schedule
         self.prediction = prediction
@@ -71,13 +76,18 @@ class NetworkDenoiser:
         self.autocast = autocast
         self.pad_to = pad_to
         self.feature_widths: Mapping[str, int] = feature_widths(network)
-        self._call = Captured(self._network) if capture else self._network
+        self._call: Call = self._network
+        if capture or compiled:
+            self._call = Captured(self._network) if capture else Compiled(self._network)
 
     def __call__(
         self, x: Tensor, t: Tensor, *, features: Sequence[str] = (), told: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return eps (and the pooled features of these names) of ``x`` at ``t``."""
         told = t if told is None else told
+        features = tuple(features)
+        if features:
+            self._watching(features)  # made here: compilation cannot follow how
         if self.pad_to is None:
             output, pooled = self._call(x, told, features)
         else:
@@ -88,16 +98,21 @@ class NetworkDenoiser:
         """What the network itself says: eps or v."""
         return self._call(x, t, ())[0].float()
 
-    def _network(self, x: Tensor, t: Tensor, features: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+    def _network(self, x: Tensor, t: Tensor, features: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
         enabled = self.autocast is not None
         x = x.to(self._type)
         with torch.autocast(x.device.type, dtype=self.autocast or torch.bfloat16, enabled=enabled):
             if features:
-                return forward_with_features(self.network, x, t.float(), features)
+                return self._watching(features)(x, t.float())
             return self.network(x, t.float()).sample, None
 
+    def _watching(self, features: tuple[str, ...]) -> Watched:
+        if features not in self._watched:
+            self._watched[features] = Watched(self.network, features)
+        return self._watched[features]
+
     def _padded(
-        self, x: Tensor, t: Tensor, features: Sequence[str], size: int
+        self, x: Tensor, t: Tensor, features: tuple[str, ...], size: int
     ) -> tuple[Tensor, Tensor | None]:
         outputs, pooled = [], []
         for part_x, part_t in zip(x.split(size), t.split(size), strict=True):
@@ -134,30 +149,34 @@ def _block(network: nn.Module, name: str) -> nn.Module:
     return block
 
 
-def forward_with_features(
-    network: nn.Module, x: Tensor, t: Tensor, names: Sequence[str]
-) -> tuple[Tensor, Tensor]:
-    """Run the network and also return these blocks' outputs, averaged over space and joined: (B, F₀).
+class Watched(nn.Module):
+    """A network that also says its blocks' outputs, averaged over space and joined: (B, F₀).
 
-    The blocks' ``forward`` is wrapped for the length of this call: hooks would break compilation of every
-    other call.
+    It is a copy in structure alone, of the same weights: neither hooks nor a wrapped ``forward`` stand in the
+    way of other calls, or of compilation.
     """
-    seen: dict[str, Tensor] = {}
 
-    def watched(name: str, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def forward(*args: object, **kwargs: object) -> Tensor:
-            hidden = original(*args, **kwargs)
-            seen[name] = hidden.float().mean((2, 3))
+    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        shared = {id(kept): kept for kept in (*network.parameters(), *network.buffers())}
+        self.network = copy.deepcopy(network, shared)
+        self._blocks: list[Any] = [_block(self.network, name) for name in names]
+        for block in self._blocks:
+            block.__class__ = _remembering(type(block))
+
+    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network says, and what its blocks showed."""
+        output = self.network(x, t).sample
+        return output, torch.cat([block.shown for block in self._blocks], dim=1)
+
+
+def _remembering(kind: type[nn.Module]) -> type[nn.Module]:
+    """The same kind of block, which keeps the mean of what it put out last, ``shown``."""
+
+    class Remembering(kind):  # type: ignore[misc, valid-type]
+        def forward(self, *args: object, **kwargs: object) -> Tensor:
+            hidden: Tensor = super().forward(*args, **kwargs)
+            self.shown = hidden.float().mean((2, 3))
             return hidden
 
-        return forward
-
-    blocks = {name: _block(network, name) for name in names}
-    for name, block in blocks.items():
-        block.forward = watched(name, block.forward)
-    try:
-        output = network(x, t).sample
-    finally:
-        for block in blocks.values():
-            del block.forward  # the class's own method shows again
-    return output, torch.cat([seen[name] for name in names], dim=1)
+    return Remembering

@@ -228,6 +228,7 @@ def assemble(
     *,
     precision: str = "auto",
     pad_to: int | None = None,
+    compiled: bool = False,
 ) -> Model:
     """A model of a loaded network and what sampling must know of it."""
     denoiser = NetworkDenoiser(
@@ -238,6 +239,7 @@ def assemble(
         autocast=autocast_type(precision, device, network),
         pad_to=pad_to,
         capture=torch.device(device).type == "cuda",
+        compiled=compiled,
     )
     identity = content_hash(dict(network.state_dict()))
     if torch.device(device).type == "cpu":
@@ -252,18 +254,21 @@ def load_model(
     precision: str = "auto",
     pad_to: int | None = None,
     dataset: str = "",
+    compiled: bool = False,
 ) -> Model:
     """Load a shipped model by name, or any model folder; :class:`UserError` where it is damaged.
 
     A folder of a diffusers pipeline will do, too; ``dataset`` is what such a one, which does not say it,
-    learned from.
+    learned from. ``compiled`` is of CPUs: on CUDA calls are replayed as graphs.
     """
     folder = model_folder(name)
     if not (folder / "stepdrop.json").is_file():
         from stepdrop_rl.integrations.importing import model_from_diffusers  # it makes models of this module
 
         return model_from_diffusers(
-            folder, dataset=dataset, device=device, precision=precision, pad_to=pad_to
+            folder, dataset=dataset, device=device, precision=precision, pad_to=pad_to, compiled=compiled
         )
     info = read_info(folder)
-    return assemble(load_network(folder, device), info, device, precision=precision, pad_to=pad_to)
+    return assemble(
+        load_network(folder, device), info, device, precision=precision, pad_to=pad_to, compiled=compiled
+    )

@@ -106,6 +106,7 @@ def training_of(config: StudyConfig, job: Job, root: Path) -> TrainPolicyConfig:
         "device": config.device,
         "tracking": config.tracking,
         "precision": config.precision,
+        "compile": config.compile,
         "output": str(job.path(root).parent),
         "target_nfe": [float(nfe) for nfe in budgets_of(config, job.name)],
         **entry.get("train", {}),

@@ -56,6 +56,7 @@ class Workshop:
             self.device,
             precision=config.precision,
             dataset=config.data.name,
+            compiled=config.compile,
         )
         self.data = data_of(self.model, config.data)
         first = default_judge(self.data.name)
@@ -138,6 +139,7 @@ class Workshop:
                     solver=job.solver,
                     extractor=self.config.extractor,
                     precision=self.config.precision,
+                    compile=self.config.compile,
                     output=str(job.path(self.root)),
                 )
             )
