@@ -195,7 +195,8 @@ class Arena:
         """Draw this process's share of images 0 … of the evaluation noise, as files would hold them."""
         engine, mine = self.engine(contender.agent), self.world.share(num_samples)
         room = room_for((len(mine), *self.model.denoiser.shape))
-        engine.sample(contender.agent, min(8, len(mine)), price=contender.price)  # warms caches and kernels
+        warm_up = min(self.model.denoiser.warm_up, len(mine))
+        engine.sample(contender.agent, warm_up, price=contender.price)  # caches and kernels
         return engine.sample(
             contender.agent,
             len(mine),

@@ -70,6 +70,7 @@ def run(config: HeadroomConfig) -> None:
         device=config.device,
         seed=config.seed,
         precision=config.precision,
+        compile=config.compile,
     )
     arena, contender = make_arena(choice, blocks=2, judge=config.metrics.judge)
     if not isinstance(contender.agent, FixedSchedule):

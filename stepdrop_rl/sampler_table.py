@@ -58,6 +58,7 @@ def run(config: SamplerTableConfig) -> None:
             seed=config.seed,
             clip=config.clip,
             precision=config.precision,
+            compile=config.compile,
         )
         return make_arena(choice, blocks=2, judge=config.metrics.judge)[0]
 

@@ -177,6 +177,7 @@ class SamplerTableConfig(CommonConfig):
         diffusers: Also diffusers' own samplers, on their own grids.
         num_samples: Images per cell.
         precision: Of the network.
+        compile: Compile the network's calls, on a CPU: up to a minute, then a quarter less time or better.
         metrics: Who judges.
         report: Markdown file of the table.
         figure: PNG file of the curves.
@@ -192,6 +193,7 @@ class SamplerTableConfig(CommonConfig):
     diffusers: bool = True
     num_samples: int = 1024
     precision: Precision = "auto"
+    compile: bool = False
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     report: str | None = None
     figure: str | None = None
@@ -216,6 +218,7 @@ class HeadroomConfig(CommonConfig):
         most: And at most.
         num_samples: Images.
         precision: Of the network.
+        compile: Compile the network's calls, on a CPU: up to a minute, then a quarter less time or better.
         metrics: Who judges.
         report: Markdown file of the tables.
     """
@@ -228,6 +231,7 @@ class HeadroomConfig(CommonConfig):
     most: int = 10
     num_samples: int = 2048
     precision: Precision = "auto"
+    compile: bool = False
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     report: str | None = None
 

@@ -116,7 +116,7 @@ class TrainPolicyConfig(CommonConfig):
         judge_samples: Images per look.
         target_nfe: Budgets at which the validation judge looks.
         precision: Of the network; auto is bfloat16 on CUDA, and for large networks on CPUs that have it.
-        compile: Compile the network's calls, on a CPU: it takes up to a minute, and they take a quarter less.
+        compile: Compile the network's calls, on a CPU: up to a minute, then a quarter less time or better.
     """
 
     model: str | None = None
@@ -167,7 +167,7 @@ class AgentChoice(CommonConfig):
         batch_size: Images in one batch.
         precision: Of the network; auto is bfloat16 on CUDA, and for large networks on CPUs that have it.
             The trajectory is float32 always.
-        compile: Compile the network's calls, on a CPU: it takes up to a minute, and they take a quarter less.
+        compile: Compile the network's calls, on a CPU: up to a minute, then a quarter less time or better.
     """
 
     model: str | None = None
@@ -220,7 +220,7 @@ class SearchConfig(CommonConfig):
         clip: How clean estimates are kept within [−1, 1]: static, dynamic (Imagen's thresholding) or none.
         extractor: What searches look at images through: as env.extractor of train_policy.
         precision: Of the network; auto is bfloat16 on CUDA, and for large networks on CPUs that have it.
-        compile: Compile the network's calls, on a CPU: it takes up to a minute, and they take a quarter less.
+        compile: Compile the network's calls, on a CPU: up to a minute, then a quarter less time or better.
         output: Schedule file (default runs/DATA/schedules/METHOD-SOLVER-NFE.json).
     """
 

@@ -68,7 +68,7 @@ class StudyConfig(CommonConfig):
         teacher_steps: Evaluations of the full trajectory.
         batch_size: Images held at once.
         precision: Of the network; auto is bfloat16 on CUDA, and for large networks on CPUs that have it.
-        compile: Compile the network's calls, on a CPU: it takes up to a minute, and they take a quarter less.
+        compile: Compile the network's calls, on a CPU: up to a minute, then a quarter less time or better.
         output: Folder of all that is made (default runs/DATA/study).
         report: Folder of report.html, report.md and figures (default: the output folder).
         workers: Processes that share the threads and the jobs; what they print is in OUTPUT/workers.log.

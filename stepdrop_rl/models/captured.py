@@ -56,7 +56,7 @@ class Captured:
 
     def __call__(self, x: Tensor, t: Tensor, features: tuple[str, ...]) -> Output:
         """What ``call`` returns, to within the rounding of another batch size."""
-        if not self._works or (torch.is_grad_enabled() and x.requires_grad):
+        if not self._works or wants_gradients(x, t):
             return self._call(x, t, features)
         rows, size = len(x), padded_size(len(x))
         key = (size, x.shape[1:], x.dtype, t.dtype, features)
@@ -82,6 +82,11 @@ class Captured:
             warnings.warn(f"network calls are not captured as CUDA graphs: {error}", stacklevel=2)
             return None
         return _Recording(held_x, held_t, output, replay)
+
+
+def wants_gradients(x: Tensor, t: Tensor) -> bool:
+    """Whether a call has to be differentiable: by its images, or by the times that it is told."""
+    return torch.is_grad_enabled() and (x.requires_grad or t.requires_grad)
 
 
 class CudaGraphs:

@@ -8,6 +8,7 @@ and joined in that order.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from stepdrop_rl.diffusion import NoiseSchedule, to_epsilon
 from stepdrop_rl.models.captured import Call, Captured
-from stepdrop_rl.models.compiled import Compiled
+from stepdrop_rl.models.compiled import FEWEST, Compiled
 
 FEATURES = ("middle", "decoder")
 """Features that a U-Net can be asked for: the output of its middle block, and of its last block upwards."""
@@ -87,12 +88,23 @@ class NetworkDenoiser:
         told = t if told is None else told
         features = tuple(features)
         if features:
-            self._watching(features)  # made here: compilation cannot follow how
+            self._watching(features).train(self.network.training)  # here: compilation cannot follow
         if self.pad_to is None:
             output, pooled = self._call(x, told, features)
         else:
             output, pooled = self._padded(x, told, features, self.pad_to)
         return to_epsilon(self.schedule, self.prediction, output.float(), x, t), pooled
+
+    @property
+    def numbers(self) -> str:
+        """What it computes in, for a record."""
+        type_ = str(self.autocast or self._type).removeprefix("torch.")
+        return f"{type_}, compiled" if isinstance(self._call, Compiled) else type_
+
+    @property
+    def warm_up(self) -> int:
+        """Images of a first call after which others take their usual time."""
+        return FEWEST if isinstance(self._call, Compiled) else 8
 
     def raw(self, x: Tensor, t: Tensor) -> Tensor:
         """What the network itself says: eps or v."""
@@ -153,7 +165,7 @@ class Watched(nn.Module):
     """A network that also says its blocks' outputs, averaged over space and joined: (B, F₀).
 
     It is a copy in structure alone, of the same weights: neither hooks nor a wrapped ``forward`` stand in the
-    way of other calls, or of compilation.
+    way of other calls, or of compilation. Weights that change in place are followed, replaced ones are not.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
@@ -162,14 +174,19 @@ class Watched(nn.Module):
         self.network = copy.deepcopy(network, shared)
         self._blocks: list[Any] = [_block(self.network, name) for name in names]
         for block in self._blocks:
-            block.__class__ = _remembering(type(block))
+            kind: Any = type(block)
+            block.__class__ = _remembering(kind)
 
     def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """What the network says, and what its blocks showed."""
         output = self.network(x, t).sample
-        return output, torch.cat([block.shown for block in self._blocks], dim=1)
+        shown = torch.cat([block.shown for block in self._blocks], dim=1)
+        for block in self._blocks:
+            block.shown = None  # nor what gradients would need
+        return output, shown
 
 
+@functools.cache  # for compilation: blocks of all models are of the same kind
 def _remembering(kind: type[nn.Module]) -> type[nn.Module]:
     """The same kind of block, which keeps the mean of what it put out last, ``shown``."""
 

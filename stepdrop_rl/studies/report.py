@@ -76,14 +76,14 @@ def _slug(text: str) -> str:
 def _opening(study: Study) -> str:
     config = study.config
     others = ", ".join(study.distances[name] for name in study.judges[1:])
-    device = study.entries[0].results[0]["device"] if study.entries else "nothing yet"
+    devices = {result["device"] for entry in study.entries for result in entry.results}
     return (
         f"{config.num_samples:,} images of each contender at each budget, the same noise for all, in "
         f"{config.blocks} blocks of {config.num_samples // config.blocks:,}; judged by {study.distance}"
         f"{f', second by {others}' if others else ''}, which no reward has seen. ± is half of a 95 % "
         "t-interval, over blocks or training seeds, whichever is wider; differences are paired by block. "
         f"A control takes one thing away from the policy.{_SEEN[config.extractor]} "
-        f"Hardware: {device}."
+        f"Hardware: {'; '.join(sorted(devices)) or 'nothing yet'}."
     )
 
 

@@ -151,6 +151,10 @@ class Workshop:
         config = self.config
         parts = [self.model.hash, job.label, config.num_samples, config.blocks, config.seed]
         parts += [self.device.type, config.precision, *self.judges]
+        if (
+            config.compile and self.model.denoiser.autocast is not None
+        ):  # more than rounding: see models/compiled
+            parts.append("compiled")
         for source in self._sources(job):
             parts.append(hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else "none")
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
@@ -181,7 +185,7 @@ class Workshop:
             "nfe": job.nfe,
             "seed": job.seed,
             "control": job.control,
-            "device": device_name(self.device),
+            "device": f"{device_name(self.device)}, {self.model.denoiser.numbers}",
         }
         arena = self.arena(job.solver)
         if job.control == "mode":

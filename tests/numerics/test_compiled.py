@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from stepdrop_rl.models.captured import Output
 from stepdrop_rl.models.compiled import FEWEST, Compiled
@@ -35,18 +36,32 @@ def test_it_says_what_the_network_says_at_every_size(plain: NetworkDenoiser) -> 
         said, pooled = compiled(x, t, features=FEATURES[-1])
         torch.testing.assert_close(said, expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(pooled, seen, rtol=0, atol=1e-5)
-    assert compiled._call._works  # type: ignore[attr-defined]
+    assert Compiled.works
 
 
 @pytest.mark.parametrize("features", FEATURES)
 def test_one_compilation_serves_all_sizes(plain: NetworkDenoiser, features: tuple[str, ...]) -> None:
     plain(*batch(2), features=features)  # what watches is made before calls are compiled
-    traced = torch._dynamo.testing.CompileCounter()
+    traced = CompileCounter()
     compiled = Compiled(plain._network, backend=traced)  # type: ignore[arg-type]
     for rows in (100, FEWEST, 257, 128):
         x, t = batch(rows)
         for one, other in zip(compiled(x, t, features), plain._network(x, t, features), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+        compiled(x, t.float(), features)
+    assert traced.frame_count == 1
+
+
+def test_other_models_of_the_same_kind_are_not_compiled_again() -> None:
+    traced = CompileCounter()
+    for seed in range(3):
+        model = denoiser_of(network(seed=seed))
+        model(*batch(2), features=FEATURES[-1])
+        compiled = Compiled(model._network, backend=traced)  # type: ignore[arg-type]
+        x, t = batch(FEWEST)
+        said, shown = compiled(x, t, FEATURES[-1])
+        expected, pooled = model._network(x, t, FEATURES[-1])
+        torch.testing.assert_close((said, shown), (expected, pooled), rtol=0, atol=1e-5)
     assert traced.frame_count == 1
 
 
@@ -55,30 +70,50 @@ def test_gradients_and_few_rows_go_through_the_call_itself() -> None:
 
     def call(x: Tensor, t: Tensor, features: tuple[str, ...]) -> Output:
         made.append(len(x))
-        return x.square(), None
+        return x.square() * t.reshape(-1, 1, 1, 1), None
 
-    compiled = Compiled(call, backend="eager")
-    compiled._compiled = lambda x, t, features: pytest.fail("compiled")  # type: ignore[assignment]
+    compiled = Compiled(call)
+    compiled._made = lambda *_: pytest.fail("compiled")  # type: ignore[method-assign]
     x, t = batch(FEWEST)
-    compiled(x.requires_grad_(), t, ())[0].sum().backward()
-    assert x.grad is not None
-    torch.testing.assert_close(x.grad, 2 * x.detach())
+    for wanted, other in ((x, t), (t, x)):
+        wanted.requires_grad_()
+        compiled(x, t, ())[0].sum().backward()
+        assert wanted.grad is not None
+        assert float(wanted.grad.abs().sum()) > 0
+        wanted.requires_grad_(False)
+        assert other.requires_grad is False
     compiled(*batch(FEWEST - 1), ())
-    assert made == [FEWEST, FEWEST - 1]
+    assert made == [FEWEST, FEWEST, FEWEST - 1]
 
 
-def test_what_cannot_be_compiled_is_called(plain: NetworkDenoiser) -> None:
-    def refuse(x: Tensor, t: Tensor, features: tuple[str, ...]) -> Output:
-        raise RuntimeError("no C++ compiler found")
-
-    compiled = Compiled(plain._network, backend="eager")
-    compiled._compiled = refuse
+def test_what_cannot_be_compiled_is_called(plain: NetworkDenoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Compiled, "works", True)
+    compiled = Compiled(plain._network, backend="no_such_backend")
     x, t = batch(FEWEST)
-    with pytest.warns(UserWarning, match="not compiled: no C\\+\\+ compiler found"):
+    with pytest.warns(UserWarning, match="not compiled: .*no_such_backend"):
         first, _ = compiled(x, t, ())
     second, _ = compiled(x, t, ())
     assert torch.equal(first, plain._network(x, t, ())[0])
     assert torch.equal(first, second)
+
+
+def test_features_follow_weights_and_mode_and_keep_no_graph() -> None:
+    net = network()
+    model = denoiser_of(net)
+    x, t = batch(4)
+    with torch.no_grad():
+        before = model(x, t, features=("middle",))[1]
+        for weight in net.parameters():
+            weight.mul_(1.1)
+        after = model(x, t, features=("middle",))[1]
+    assert before is not None
+    assert after is not None
+    assert not torch.allclose(before, after)
+    watched = model._watching(("middle",))
+    net.train()
+    model(x.requires_grad_(), t, features=("middle",))
+    assert watched.network.training
+    assert all(block.shown is None for block in watched._blocks)
 
 
 def test_a_model_is_compiled_on_request() -> None:
