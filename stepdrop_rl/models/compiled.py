@@ -2,6 +2,7 @@
 
 Compilation takes up to a minute for each set of features, some seconds where torch has kept it from an
 earlier run, and needs a C++ compiler. One compiled call serves batches of all sizes from :data:`FEWEST` up.
+In bfloat16, joined kernels keep in float32 what single ones round in between.
 """
 
 from __future__ import annotations

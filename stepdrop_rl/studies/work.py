@@ -151,10 +151,8 @@ class Workshop:
         config = self.config
         parts = [self.model.hash, job.label, config.num_samples, config.blocks, config.seed]
         parts += [self.device.type, config.precision, *self.judges]
-        if (
-            config.compile and self.model.denoiser.autocast is not None
-        ):  # more than rounding: see models/compiled
-            parts.append("compiled")
+        if config.compile and self.model.denoiser.autocast is not None:
+            parts.append("compiled")  # in bfloat16 that is more than rounding
         for source in self._sources(job):
             parts.append(hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else "none")
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
