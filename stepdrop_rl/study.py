@@ -197,7 +197,8 @@ def _summary(study: Study) -> str:
             lines.append(
                 f"claim {letter} {'holds' if claim.holds else 'does not hold'}: {claim.policy.name} at "
                 f"{claim.policy.nfe:g}, {claim.policy.solver}: {d.mean:+.2f} ± {d.half_width:.2f} against "
-                f"{claim.nearest.rival.name}{f'; {claim.fault}' if claim.fault else ''}"
+                f"{claim.nearest.rival.name}, the nearest of {len(claim.against)}"
+                f"{f'; {claim.fault}' if claim.fault else ''}"
             )
     return "\n".join(lines) or "no claim to judge yet"
 
@@ -212,6 +213,7 @@ def _record(study: Study) -> dict[str, Any]:
             "solver": claim.policy.solver,
             "nfe": claim.policy.nfe,
             "rival": claim.nearest.rival.name,
+            "rivals": len(claim.against),
             "distance": claim.nearest.distance._asdict(),
             "kid": claim.nearest.kid._asdict(),
             "precision": claim.nearest.precision._asdict(),

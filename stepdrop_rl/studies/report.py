@@ -130,7 +130,9 @@ def _claims(heading: str, claims: Sequence[Claim], study: Study) -> list[Block]:
         "difference",
         "KID",
         "precision",
+        "rivals",
         "holds",
+        *(f"nearest by {study.distances[name]}" for name in study.judges[1:]),
     ]
     judge = study.judges[0]
     rows = [
@@ -144,7 +146,9 @@ def _claims(heading: str, claims: Sequence[Claim], study: Study) -> list[Block]:
             _signed(claim.nearest.distance, 2),
             _signed(claim.nearest.kid, 4),
             _signed(claim.nearest.precision, 3),
+            str(len(claim.against)),
             "yes" if claim.holds else f"no: {claim.fault}",
+            *(_nearest_by(other, claim, study) for other in study.judges[1:]),
         ]
         for claim in claims
     ]
@@ -152,9 +156,16 @@ def _claims(heading: str, claims: Sequence[Claim], study: Study) -> list[Block]:
     text = (
         f"Holds at {said} of {len(claims)}: the distance is smaller than every rival's outside the interval, "
         "KID agrees, and precision is not lower than that of any of the nearest (by 0.01 at most, and not "
-        "outside its interval)."
+        "outside its interval). Only who was judged is a rival; the other judge has no say in it."
     )
     return [Block(heading=heading), Block(text=text), Block(table=(header, rows))]
+
+
+def _nearest_by(judge: str, claim: Claim, study: Study) -> str:
+    """Which rival another judge has nearest, and the policy minus it."""
+    metric = study.distances[judge]
+    nearest = min((one.rival for one in claim.against), key=lambda rival: rival.estimate(judge, metric).mean)
+    return f"{nearest.name}: {_signed(study.minus(claim.policy, nearest, judge, metric), 2)}"
 
 
 def _against_each(study: Study) -> list[Block]:
