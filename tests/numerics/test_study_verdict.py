@@ -243,3 +243,20 @@ def test_a_full_trajectory_that_few_evaluations_beat_is_noticed():
     better = study(result("full", 50, (4.0, 4.5)), result("uniform", 10, (5.0, 5.5)))
     assert not worse.ends_are_sound("ddim")
     assert better.ends_are_sound("ddim")
+
+
+def test_a_claim_tells_its_rivals_and_whom_the_other_judge_has_nearest():
+    def both(name, first, second):
+        one = result(name, 5, (first, first)) | {"nfe_mean": 5.0, "images_per_second": 1.0, "device": "cpu"}
+        one["times"] = [900.0, 100.0]
+        kept = {"kid": [0.1, 0.1], "precision": [0.8, 0.8], "recall": [0.5, 0.5], "is_mean": [9.0, 9.0]}
+        one["judges"] = {"j": kept | {"fd_j": [first, first]}, "k": kept | {"fd_k": [second, second]}}
+        return one
+
+    found = study(both("ppo", 2.0, 4.0), both("uniform", 3.0, 9.0), both("karras", 7.0, 1.5))
+    two = replace(found, judges=["j", "k"], distances={"j": "fd_j", "k": "fd_k"})
+    table = next(b.table for b in compose(two) if b.table and "holds" in b.table[0])
+    row = dict(zip(table[0], table[1][0], strict=True))
+    assert row["nearest rival"] == "uniform"
+    assert row["rivals"] == "2"
+    assert row["nearest by fd_k"] == "karras: +2.50 ± 0.00"
