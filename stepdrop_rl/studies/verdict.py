@@ -147,9 +147,10 @@ class Study:
         owner, control = self.parts(other.name)
         return (lost if control and owner == policy.name else difference)(policy, other, judge, metric)
 
-    def claim(self, policy: Entry, rivals: Iterable[Entry]) -> Claim | None:
-        """The policy against ``rivals``."""
+    def claim(self, policy: Entry, rivals: Iterable[Entry], within: Claim | None = None) -> Claim | None:
+        """The policy against ``rivals``; the nearest of a claim that is part of this one remain so."""
         judge = self.judges[0]
+        asked = [one.rival for one in within.against if one.is_nearest] if within else []
         ranked = sorted(rivals, key=lambda e: e.estimate(judge, self.distance).mean)
         against = []
         for rival in ranked:
@@ -157,7 +158,7 @@ class Study:
             distance, kid, precision = (
                 self.minus(policy, rival, judge, metric) for metric in (self.distance, "kid", "precision")
             )
-            is_nearest = gap.mean - gap.half_width <= 0
+            is_nearest = gap.mean - gap.half_width <= 0 or rival in asked
             against.append(Comparison(rival, distance, kid, precision, is_nearest))
         return Claim(policy, tuple(against)) if against else None
 
@@ -169,7 +170,7 @@ class Study:
                 continue
             here = self.at(entry.solver, entry.nfe)
             a = self.claim(entry, [e for e in here if self.is_fixed(e)])
-            b = self.claim(entry, [e for e in here if self.is_blind(e, entry)])
+            b = self.claim(entry, [e for e in here if self.is_blind(e, entry)], within=a)
             beats_fixed += [] if a is None else [a]
             looking_pays += [] if b is None else [b]
         return beats_fixed, looking_pays

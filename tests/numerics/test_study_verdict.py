@@ -260,3 +260,17 @@ def test_a_claim_tells_its_rivals_and_whom_the_other_judge_has_nearest():
     assert row["nearest rival"] == "uniform"
     assert row["rivals"] == "2"
     assert row["nearest by fd_k"] == "karras: +2.50 ± 0.00"
+
+
+def test_claim_b_stands_only_where_claim_a_does():
+    # Dealt is nearer than all that is fixed, which does not make the fixed one's precision lower.
+    found = study(
+        result("ppo", 5, (2.0, 2.0), kid=(0.1, 0.1), precision=(0.8, 0.8)),
+        result("uniform", 5, (4.0, 4.0), kid=(0.2, 0.2), precision=(0.9, 0.9)),
+        result("ppo", 5, (3.0, 3.0), kid=(0.2, 0.2), precision=(0.8, 0.8), control="dealt", rates=(0.5, 0.5)),
+    )
+    (a,), (b,) = found.claims()
+    assert b.nearest.rival.name == "ppo, dealt"
+    assert not a.holds
+    assert b.fault == a.fault
+    assert "precision is lower than that of uniform" in a.fault
