@@ -48,7 +48,7 @@ class Compiled:
             return self._made(x.contiguous(), t.float().contiguous(), features)
         except Exception as error:  # of many kinds, and each leaves the call as it was
             Compiled.works = False
-            reason = " ".join(str(error).split())[:200]
+            reason = str(error).strip().partition("\n")[0][:200]
             warnings.warn(
                 f"network calls are not compiled: {reason} (it needs a C++ compiler, such as g++)",
                 stacklevel=2,

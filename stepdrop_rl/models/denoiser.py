@@ -88,7 +88,9 @@ class NetworkDenoiser:
         told = t if told is None else told
         features = tuple(features)
         if features:
-            self._watching(features).train(self.network.training)  # here: compilation cannot follow
+            watched = self._watching(features)  # made here: compilation cannot follow how
+            if watched.training != self.network.training:
+                watched.train(self.network.training)
         if self.pad_to is None:
             output, pooled = self._call(x, told, features)
         else:
@@ -172,6 +174,7 @@ class Watched(nn.Module):
         super().__init__()
         shared = {id(kept): kept for kept in (*network.parameters(), *network.buffers())}
         self.network = copy.deepcopy(network, shared)
+        self.training = network.training
         self._blocks: list[Any] = [_block(self.network, name) for name in names]
         for block in self._blocks:
             kind: Any = type(block)
