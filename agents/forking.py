@@ -194,11 +194,16 @@ class ForkLearner(ThroughSampler):
 
     def _look_or_learn(self, gone: float) -> dict[str, float]:
         """All branches of every row for one plan, until a share of these rounds is ``gone``; then learn."""
-        share = float(self.hyperparameters["looks_share"])
-        looks = self._draws and gone < share
+        share = float(self.hyperparameters["looks_share"]) if self._draws else 0.0
+        looks = gone < share
         if looks:
             self._look(self._next_plan())
-        return {} if looks and share < 1 else self._learn_to_decide()
+        if looks and share < 1:
+            return {}
+        # The gates' rate falls over their own part of the run.
+        learned = gone if share == 1 else (gone - share) / (1 - share)
+        self.optimizer.param_groups[0]["lr"] = self._decays[0](1 - learned)
+        return self._learn_to_decide()
 
     def _learn_to_decide(self) -> dict[str, float]:
         """Steps at all budgets, on all looks so far."""

@@ -116,10 +116,11 @@ class OwnLearner(ABC):
         """Learn until ``decisions`` in all; ``go_on`` hears the count before each round and may end it."""
         while self.num_decisions < decisions and go_on(self.num_decisions):
             left = 1 - self.num_decisions / decisions
-            rates = [decay(left) for decay in self._decays]
-            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
-            self.log(self._round(left) | {"train/learning_rate": rates[0]}, self.num_decisions)
+            for group, decay in zip(self.optimizer.param_groups, self._decays, strict=True):
+                group["lr"] = decay(left)
+            told = self._round(left)
+            told["train/learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+            self.log(told, self.num_decisions)
 
     def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
         """What has been learned so far."""

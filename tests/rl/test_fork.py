@@ -647,6 +647,16 @@ def test_all_looks_come_before_it_learns_from_them_unless_they_are_all_there_is_
     assert seen == (then if share < 1 else [(0, False), (16, True), (32, True), (48, True)])
 
 
+def test_the_gates_rate_falls_over_the_rounds_that_teach_them(problem):
+    # Four rounds: two that look and two that learn, or four that do both.
+    for share, expected in ((0.5, [1.0, 0.55]), (1.0, [1.0, 0.775, 0.55, 0.325])):
+        settings = {"learning_rate": 1.0, "final_rate": 0.1, "times_share": 0.0, "looks_share": share}
+        learner, logged = learner_of(problem, "fork", min_nfe=4, max_nfe=4, **settings)
+        learner.learn(ROUND * 4, lambda decisions: True)
+        rates = [told["train/learning_rate"] for _, told in logged if "gate/distance_at_4" in told]
+        assert rates == pytest.approx(expected)
+
+
 def test_a_single_row_is_looked_at_twice_before_it_is_learned_from(problem):
     settings = {"times_share": 0.0, "looks_share": 1.0, "min_nfe": 4, "max_nfe": 4, "update_size": 2}
     learner, logged = learner_of(problem, "fork", num_envs=1, **settings)
