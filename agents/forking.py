@@ -162,8 +162,7 @@ class ForkLearner(ThroughSampler):
         gone = round(1 - left, 9)
         if gone < share and isinstance(self.plans, Tree):
             # The times' rate falls over their own part of the run.
-            rate, final = float(self.hyperparameters["times_rate"]), float(self.hyperparameters["final_rate"])
-            self.optimizer.param_groups[1]["lr"] = rate * (1 - (1 - final) * gone / share)
+            self.optimizer.param_groups[1]["lr"] = self._decays[1](1 - gone / share)
             told = self._learn_times(self.plans)
         else:
             told = self._look_or_learn((gone - share) / (1 - share))
