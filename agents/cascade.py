@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from agents.actor import under
 from agents.gate import Gate
 
 
@@ -27,13 +28,19 @@ class Cascade(nn.Module):
         entries: D.
         more: By how many evaluations each option of the first look departs from the plan, (A,).
         looks: How many follow one another; options of later ones cost nothing more.
+        networks: Of each look; every one serves P/networks plans.
     """
 
-    def __init__(self, plans: int, entries: int, more: Sequence[int], looks: int = 1) -> None:
+    def __init__(
+        self, plans: int, entries: int, more: Sequence[int], looks: int = 1, networks: int = 1
+    ) -> None:
         super().__init__()
         self.options, self.looks = len(more), looks
-        first = Gate(plans, entries, more)
-        ahead = (Gate(plans * self.options**look, entries, [0] * self.options) for look in range(1, looks))
+        first = Gate(plans, entries, more, networks)
+        ahead = (
+            Gate(plans * self.options**look, entries, [0] * self.options, networks)
+            for look in range(1, looks)
+        )
         self.gates = nn.ModuleList([first, *ahead])
 
     @property
@@ -48,6 +55,11 @@ class Cascade(nn.Module):
         gate = self.gates[0]
         assert isinstance(gate, Gate)
         return gate
+
+    @property
+    def layered(self) -> list[nn.Sequential]:
+        """Networks of all looks."""
+        return [actor for gate in (self.first, *self.ahead) for actor in gate.layered]
 
     @property
     def ahead(self) -> list[Gate]:
@@ -136,8 +148,8 @@ class Cascade(nn.Module):
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take over :meth:`tensors`; RuntimeError where they do not fit."""
         for prefix, gate in zip(self._prefixes(), self.gates, strict=True):
-            own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            gate.load_state_dict(own)
+            own = under(tensors, prefix)
+            gate.load_state_dict({_named(name): value for name, value in own.items()})
 
     def _prefixes(self) -> list[str]:
         return ["gate.", *(f"gate{look}." for look in range(1, self.looks))]
@@ -149,3 +161,14 @@ def looks_of(tensors: Mapping[str, Tensor]) -> int:
     while f"gate{looks}.mean" in tensors:
         looks += 1
     return looks
+
+
+def networks_of(tensors: Mapping[str, Tensor]) -> int:
+    """How many networks each of its looks had."""
+    found = {_named(name.removeprefix("gate.")) for name in tensors if name.startswith("gate.")}
+    return max(sum(name.startswith("actors.") and name.endswith(".0.weight") for name in found), 1)
+
+
+def _named(name: str) -> str:
+    """What a gate calls a tensor: in older policies it had one network."""
+    return f"actors.0.{name.removeprefix('actor.')}" if name.startswith("actor.") else name

@@ -303,16 +303,23 @@ class Deciding:
         self.begun = tensors["begun"]
         self.looks = [Looks(*_kept(tensors, row, Looks._fields)) for row in range(len(self.looks))]
 
-    def look_again(self, tensors: dict[str, Tensor]) -> None:
-        """Take over the looks of :meth:`state`; KeyError or ValueError where they are not of these plans."""
+    def look_again(self, tensors: dict[str, Tensor], generator: torch.Generator) -> None:
+        """Take over the looks of :meth:`state`, in another order, so that others of them are surveyed.
+
+        Raises:
+            KeyError, ValueError: They are not of these plans.
+        """
         found = [_kept(tensors, row, ("entries", "results")) for row in range(len(self.looks))]
         for mine, (entries, results) in zip(self.looks, found, strict=True):
             for part, taken in ((mine.entries, entries), (mine.results, results)):
                 if part.shape[1:] != taken.shape[1:] or not len(taken):
                     raise ValueError("its looks")
+        least = min(len(entries) for entries, _ in found)
+        order = torch.randperm(least, generator=generator)  # one for all plans: places are noises
         for plan, (entries, results) in enumerate(found):
-            begun = tensors["begun"][: len(entries)]
-            self.keep(plan, begun, entries, results.to(self.manifolds[0].real))
+            turn = torch.cat((order, torch.arange(least, len(entries))))
+            kept = results[turn].to(self.manifolds[0].real)
+            self.keep(plan, tensors["begun"][turn], entries[turn], kept)
 
 
 def _kept(tensors: Mapping[str, Tensor], plan: int, names: Sequence[str]) -> list[Tensor]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from agents.actor import layers_of, under
-from agents.cascade import Cascade, looks_of
+from agents.cascade import Cascade, looks_of, networks_of
 from agents.dealing import Dealing
 from agents.planning import Shown, Tariff, shown
 from agents.policy import LearnedPolicy, PolicyInfo
@@ -53,7 +53,7 @@ class Fork(LearnedPolicy):
         projection: Projection | None = None,
         orders: Tensor | None = None,
     ) -> None:
-        super().__init__(info, layers_of(cascade.first.actor), projection)
+        super().__init__(info, layers_of(cascade.first.layered[0]), projection)
         self.dealing = dealing.requires_grad_(False)
         self.cascade = cascade.requires_grad_(False)
         self.left = left
@@ -179,7 +179,10 @@ def build_fork(info: PolicyInfo, tensors: Mapping[str, Tensor], projection: Proj
         raise ValueError("its plans")
     sizes = (plans < points).sum(2)
     more, looks = tensors["more"].tolist(), looks_of(tensors)
-    cascade = Cascade(len(plans), len(ENTRIES) + info.num_features, more, looks)
+    networks = networks_of(tensors)
+    if len(plans) % networks:
+        raise ValueError("its networks")
+    cascade = Cascade(len(plans), len(ENTRIES) + info.num_features, more, looks, networks)
     if len(more) ** looks != plans.shape[1] or left < looks:
         raise ValueError("its branches")
     each = cascade.first.more.repeat_interleave(plans.shape[1] // len(more))

@@ -52,9 +52,10 @@ class ForkLearner(ThroughSampler):
     it, where they are not the solver's own; ``keep_end`` leaves the last evaluation where it is. Which plan a
     sample gets is left to chance or, with ``first_look``, to what its first evaluation shows as well.
     Of the decisions that are not for times, ``looks_share`` draw what is learned from, and the rest learn
-    from all of it; 1 learns while it draws. ``rival`` and ``margin`` are those of
-    :class:`agents.deciding.Deciding`, one margin for all budgets or ``{K: margin}``, 0 at the others. A
-    policy's gates are the average of those of the last ``averaged`` surveys' steps.
+    from all of it; 1 learns while it draws. Plans have ``own_networks``, one for each look, or share them.
+    ``rival`` and ``margin`` are those of :class:`agents.deciding.Deciding`, one margin for all budgets or
+    ``{K: margin}``, 0 at the others. A policy's gates are the average of those of the last ``averaged``
+    surveys' steps.
     """
 
     algo = "fork"
@@ -81,6 +82,7 @@ class ForkLearner(ThroughSampler):
         "updates": 8,
         "update_size": 1024,
         "averaged": 6,
+        "own_networks": True,
         "rival": "schedule",
         "margin": 0.0,
         "weight_decay": 0.1,
@@ -110,14 +112,15 @@ class ForkLearner(ThroughSampler):
         plans = self.plans
         self.tariff = Tariff(plans.counts[0], plans.counts[-1], self.core.prices)
         self.dealing = Dealing(plans.weights, plans.sizes, plans.counts, inputs)
-        self.cascade = Cascade(len(plans.sizes), inputs, plans.first, plans.looks)
+        networks = len(plans.sizes) if h["own_networks"] else 1
+        self.cascade = Cascade(len(plans.sizes), inputs, plans.first, plans.looks, networks)
         quality, rival = self.core.quality, str(h["rival"])
         margins = margins_of(h["margin"], plans.counts)
         self.deciding = Deciding(
             plans, self.dealing, self.cascade, quality.real, quality.views, rival, margins
         )
-        for network in (self.dealing.actor, *(gate.actor for gate in self.cascade.ahead)):
-            blind(network, str(h["sees"]), inputs)  # and the first look's where it is made
+        for network in (self.dealing.actor, *self.cascade.layered):
+            blind(network, str(h["sees"]), inputs)
         if not h["first_look"]:
             see_only(self.dealing.actor, range(inputs, inputs + len(plans.counts)))
         self.average = Average({"dealing": self.dealing, "cascade": self.cascade}, self._horizon())
@@ -142,8 +145,8 @@ class ForkLearner(ThroughSampler):
 
     @property
     def actor_network(self) -> nn.Sequential:
-        """From what a sample shows at the fork to what each option there is worth to it."""
-        return self.cascade.first.actor
+        """From what a sample shows at the (first plan's) fork to what each option there is worth to it."""
+        return self.cascade.first.layered[0]
 
     def _rates(self) -> list[tuple[list[nn.Parameter], float]]:
         h = self.hyperparameters
@@ -227,7 +230,7 @@ class ForkLearner(ThroughSampler):
         self.deciding.keep(plan, drawn.begun, drawn.entries, features)
 
     def _update(self, budgets: list[int], parameters: list[nn.Parameter]) -> None:
-        """One step of the gates, at all budgets together: they share networks."""
+        """One step of the gates, at all budgets together."""
         size = max(int(self.hyperparameters["update_size"]) // len(budgets), 1)
         climbs = [self.deciding.climb(budget, size, self.generator).mean() for budget in budgets]
         self._descend(-torch.stack(climbs).mean(), parameters)
@@ -291,7 +294,7 @@ class ForkLearner(ThroughSampler):
             raise UserError("'fork' starts from the looks of a run whose plans were given: give it plans")
         self.plans.require(under(tensors, "tree."))
         try:
-            self.deciding.look_again(tensors)
+            self.deciding.look_again(tensors, self.generator)
         except (KeyError, ValueError):
             raise UserError("'fork' starts from the looks of a run of 'fork' that chose as often") from None
         self._draws = False

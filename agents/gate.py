@@ -4,7 +4,7 @@ A network says what each branch is worth to the sample, (R, B); an evaluation's 
 that the branch makes. Whoever wants a mean of K moves m until the samples' branches average to it: Everett's
 multiplier, so a sample gets more than others exactly where more is worth more.
 
-Shapes: R samples; D entries of what is shown; B branches; P plans.
+Shapes: R samples; D entries of what is shown; B branches; P plans; G networks.
 """
 
 from __future__ import annotations
@@ -33,28 +33,36 @@ class Gate(nn.Module):
         plans: P.
         entries: D.
         more: By how many evaluations each branch departs from K; the first that does not is the plan.
+        networks: G, of which each serves P/G plans in a row.
     """
 
-    def __init__(self, plans: int, entries: int, more: Sequence[int]) -> None:
+    def __init__(self, plans: int, entries: int, more: Sequence[int], networks: int = 1) -> None:
         super().__init__()
         self.mean: Tensor
         self.deviation: Tensor
         self.prices: Tensor
         self.more: Tensor
         self.begun: Tensor
-        self.actor = make_network(entries + plans, len(more), 0.01)
+        self.served = plans // networks
+        self.actors = nn.ModuleList(
+            make_network(entries + self.served, len(more), 0.01) for _ in range(networks)
+        )
         others = max(len(more) - 1, 1)
         begun = torch.full((len(more),), (1 - _AT_HOME) / others)
         begun[list(more).index(0)] = _AT_HOME
         self.register_buffer("begun", begun, persistent=False)
-        last = self.actor[-1]
-        assert isinstance(last, nn.Linear)
         with torch.no_grad():  # few leave the plan before something was learned
-            last.bias.copy_(self.begun.log())
+            for actor in self.layered:
+                actor[-1].bias.copy_(self.begun.log())  # type: ignore[operator, union-attr]
         self.register_buffer("mean", torch.zeros(plans, entries))
         self.register_buffer("deviation", torch.ones(plans, entries))
         self.register_buffer("prices", torch.zeros(plans, dtype=torch.float64))
         self.register_buffer("more", torch.tensor(more).double(), persistent=False)
+
+    @property
+    def layered(self) -> list[nn.Sequential]:
+        """Its networks."""
+        return [actor for actor in self.actors if isinstance(actor, nn.Sequential)]
 
     def usual(self, row: int, entries: Tensor) -> None:
         """Remember what samples show, (R, D), at the fork of the ``row``-th plan."""
@@ -63,8 +71,13 @@ class Gate(nn.Module):
     def forward(self, row: Tensor, entries: Tensor) -> Tensor:
         """What each branch of plan ``row`` (R,) is worth, (R, B), to samples that show ``entries`` (R, D)."""
         seen = told(entries, self.mean[row], self.deviation[row])
-        which = nn.functional.one_hot(row, len(self.mean)).to(seen.dtype)
-        found: Tensor = self.actor(torch.cat((seen, which), 1))
+        which = nn.functional.one_hot(row % self.served, self.served).to(seen.dtype)
+        seen = torch.cat((seen, which), 1)
+        network = row // self.served
+        found = seen.new_empty(len(row), len(self.more))
+        for one in network.unique().tolist():
+            mine = network == one
+            found[mine] = self.actors[one](seen[mine])
         return found
 
     def chances(self, worth: Tensor, price: float) -> Tensor:

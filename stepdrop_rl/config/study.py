@@ -18,7 +18,7 @@ from stepdrop_rl.config.common import (
 _PLAIN = ("mode", "mean_schedule", "habit", "dealt", "coins", "shuffled")
 _SHOWN = ("noise", "change", "clipping", "features")  # agents.controls.SHOWN
 CONTROLS = (*_PLAIN, *(f"shuffled_{group}" for group in _SHOWN))
-_ENTRY = ("algo", "seeds", "nfe", "controls", "plans", "start_from", "train")  # of a policy
+_ENTRY = ("algo", "seeds", "nfe", "controls", "plans", "start_from", "train", "again")  # of a policy
 
 
 def begins_with(policy: Mapping[str, Any], nfe: float | None = None) -> list[str]:
@@ -49,7 +49,8 @@ class StudyConfig(CommonConfig):
         nfe: Mean evaluations per image.
         policies: Name to {algo, seeds: how many, nfe: budgets if not all, controls: if not those of all,
             plans: the search, or several, whose results 'fork' begins with, or budget to these, start_from:
-            the policy before it whose run of the same seed it starts from, train: options of train_policy}.
+            the policy before it whose run of the same seed it starts from, train: options of train_policy,
+            again: others for the seeds after the first, which start from what that one looked at}.
         searches: Methods of search, at whole budgets; energy:effort=8 searches for so much longer,
             energy:order=2 with jumps of a lower order than the solver's.
         baselines: Agents of a budget; a * after the name: with the last time that suits it best. A file or

@@ -110,6 +110,7 @@ def training_of(config: StudyConfig, job: Job, root: Path) -> TrainPolicyConfig:
         "output": str(job.path(root).parent),
         "target_nfe": [float(nfe) for nfe in budgets_of(config, job.name)],
         **entry.get("train", {}),
+        **(entry.get("again", {}) if job.seed else {}),
     }
     if plans:
         options["hyperparameters"] = {**options.get("hyperparameters", {}), "plans": plans}
@@ -176,6 +177,8 @@ def needs(config: StudyConfig, job: Job) -> list[Job]:
         found = [
             Job("search", method, job.solver, nfe) for nfe in budgets for method in begins_with(entry, nfe)
         ]
+        if job.seed and "again" in entry:
+            return [*found, replace(job, seed=0)]
         first = entry.get("start_from")
         return found if first is None else [*found, replace(job, name=first)]
     if job.name not in config.policies:

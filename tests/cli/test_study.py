@@ -194,7 +194,10 @@ def test_workers_stop_in_good_order_and_go_on(tmp_path):
     [
         ({"searches": ["git"]}, "did you mean 'gits'"),
         ({"baselines": ["unifrom*"]}, "did you mean 'uniform'"),
-        ({"policies": {"ppo": {"sedes": 3}}}, "knows algo, seeds, nfe, controls, plans, start_from and"),
+        (
+            {"policies": {"ppo": {"sedes": 3}}},
+            "nfe, controls, plans, start_from, train and again, not",
+        ),
         ({"policies": {"fork": {"plans": "mixtur"}}}, "plans must be of the searches"),
         ({"policies": {"fork": {"plans": 3}}}, "plans must be names of searches"),
         ({"policies": {"fork": {"plans": {4: 3}}}}, "plans must be names of searches"),
@@ -255,6 +258,18 @@ def test_a_policy_may_begin_with_another_search_at_each_budget(tmp_path):
         f"schedules/{name}.json" for name in ("energy-multistep-4", "xue-multistep-6", "energy-multistep-6")
     ]
     assert training.hyperparameters == {"plans": [str(tmp_path / file) for file in files]}
+
+
+def test_seeds_may_learn_from_what_the_first_one_looked_at(tmp_path):
+    entry = {"seeds": 3, "train": {"decisions": 4000}, "again": {"decisions": 2000}}
+    config = StudyConfig(policies={"fork": entry}, searches=[], baselines=[], controls=[], nfe=[4.0])
+    trainings = [job for job in jobs(config) if job.kind == "train"]
+    assert [job.seed for job in trainings] == [0, 1, 2]
+    first, *others = [training_of(config, job, tmp_path) for job in trainings]
+    assert (first.decisions, first.start_from) == (4000, None)
+    for training in others:
+        assert training.decisions == 2000
+        assert training.start_from == str(tmp_path / "policies" / "fork-multistep-0")
 
 
 def test_jobs_are_listed_by_contender():

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from agents.cascade import Cascade, looks_of
+from agents.cascade import Cascade, looks_of, networks_of
 
 D = 6
 
 
-def cascade_of(looks=2, plans=3):
-    cascade = Cascade(plans, D, [0, 0, 0], looks)
+def cascade_of(looks=2, plans=3, networks=1):
+    cascade = Cascade(plans, D, [0, 0, 0], looks, networks)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in cascade.parameters():
@@ -23,9 +23,10 @@ def shown(cascade, count=40):
     return torch.randint(3, (count,), generator=generator), entries
 
 
+@pytest.mark.parametrize("networks", [1, 3])
 @pytest.mark.parametrize("looks", [1, 2, 3])
-def test_choices_are_where_samples_go(looks):
-    cascade = cascade_of(looks)
+def test_choices_are_where_samples_go(looks, networks):
+    cascade = cascade_of(looks, networks=networks)
     plan, entries = shown(cascade)
     taken = cascade.choices(plan, entries)
     assert taken.sum(1).eq(1).all()
@@ -89,11 +90,47 @@ def test_step_by_step_it_goes_where_every_look_sends_it(looks):
 
 
 def test_its_tensors_make_it_again():
-    for looks in (1, 2):
-        cascade = cascade_of(looks)
+    for looks, networks in ((1, 1), (2, 1), (1, 3), (2, 3)):
+        cascade = cascade_of(looks, networks=networks)
         plan, entries = shown(cascade)
         cascade.usual(1, entries)
-        assert looks_of(cascade.tensors()) == looks
-        other = Cascade(3, D, [0, 0, 0], looks)
-        other.load(cascade.tensors())
+        stored = cascade.tensors()
+        assert (looks_of(stored), networks_of(stored)) == (looks, networks)
+        other = Cascade(3, D, [0, 0, 0], looks, networks)
+        other.load(stored)
         assert torch.equal(other.chances(plan, entries), cascade.chances(plan, entries))
+
+
+def test_older_ones_called_their_only_network_otherwise():
+    cascade = cascade_of()
+    stored = {name.replace("actors.0.", "actor."): value for name, value in cascade.tensors().items()}
+    assert {"gate.actor.0.weight", "gate1.actor.0.weight"} < set(stored)
+    assert networks_of(stored) == 1
+    other = Cascade(3, D, [0, 0, 0], 2)
+    other.load(stored)
+    assert torch.equal(other.chances(*shown(cascade)), cascade.chances(*shown(cascade)))
+
+
+def test_a_plan_of_its_own_networks_learns_alone():
+    cascade = cascade_of(networks=3)
+    _, entries = shown(cascade)
+    plan = torch.ones(40).long()
+    before = cascade.chances(plan, entries)
+    gain = torch.randn(40, 9, generator=torch.Generator().manual_seed(3)).double()
+    for other in (0, 2):
+        loss = cascade.climb(torch.full_like(plan, other), entries, gain).mean()
+        for parameter, slope in zip(
+            cascade.parameters(),
+            torch.autograd.grad(loss, list(cascade.parameters()), allow_unused=True),
+            strict=True,
+        ):
+            parameter.data += 0.0 if slope is None else slope
+    assert torch.equal(cascade.chances(plan, entries), before)
+    shared = cascade_of()
+    loss = shared.climb(torch.zeros_like(plan), entries, gain).mean()
+    before = shared.chances(plan, entries)
+    for parameter, slope in zip(
+        shared.parameters(), torch.autograd.grad(loss, list(shared.parameters())), strict=True
+    ):
+        parameter.data += slope
+    assert not torch.equal(shared.chances(plan, entries), before)

@@ -240,7 +240,7 @@ def test_every_network_asks_for_its_own_realism():
     inside = torch.tensor([[0.5, 0.5], [0.6, 0.4]])[(torch.arange(9) > 0).long()]  # at home, and elsewhere
     is_inside(deciding, inside)
     with torch.no_grad():
-        deciding.cascade.first.actor[-1].bias[1] = 9.0  # everybody leaves
+        deciding.cascade.first.layered[0][-1].bias[1] = 9.0  # everybody leaves
     deciding.dealing.afford(0, deciding.begun)
     told = deciding.survey(0)
     assert told["gate/realism_0_at_4"] > 0.5 > told["gate/realism_1_at_4"]

@@ -50,7 +50,7 @@ def shaken(learner):
     """A learner whose branches depend on the sample and whose times are not even."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in learner.cascade.first.actor.parameters():
+        for parameter in learner.cascade.first.actors.parameters():
             parameter.add_(3 * torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
         for parameter in learner.plans.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator))
@@ -337,8 +337,13 @@ def test_what_another_run_saw_is_learned_from_without_a_call(problem, mixed, tmp
 
     monkeypatch.setattr(type(problem.denoiser), "__call__", called)
     again.learn(ROUND * 4, lambda decisions: True)
+    places = []
     for mine, other in zip(again.deciding.looks, mixed.deciding.looks, strict=True):
-        assert torch.equal(mine.results, other.results)
+        same = (mine.results.unsqueeze(1) == other.results).flatten(2).all(2)
+        assert same.any(0).all(), "all of them"
+        places.append(same.float().argmax(1))
+    assert all(torch.equal(places[0], other) for other in places), "a place is a noise"
+    assert not torch.equal(places[0], torch.arange(len(places[0])).long()), "in another order"
     assert torch.equal(again.dealing.mean, mixed.dealing.mean)
     assert torch.equal(again.cascade.first.deviation, mixed.cascade.first.deviation)
     assert not torch.equal(again.actor_network[-1].bias, resumed.actor_network[-1].bias), "it learned"
@@ -412,7 +417,7 @@ def test_the_slope_at_equal_cost_is_a_finite_difference():
         chances = gate.chances(worth, gate.price(worth, chance=True))
         return float(((chances * gain).sum(1) + gate.barrier(worth)).mean().detach())
 
-    for parameter in (gate.actor[-1].bias, gate.actor[0].weight):
+    for parameter in (gate.layered[0][-1].bias, gate.layered[0][0].weight):
         (slope,) = torch.autograd.grad(gate.climb(gate(rows, entries), gain).mean(), parameter)
         direction = torch.randn(parameter.shape, generator=generator).double()
         found = []
@@ -460,7 +465,7 @@ def test_the_engine_draws_what_was_learned(problem, solver, count):
 def test_the_engine_draws_what_was_learned_from_two_looks(problem, tmp_path):
     file = mixture_file(tmp_path / "m.json", [[950, 800, 500, 60], [950, 700, 400, 80]], [0.5, 0.5])
     learner = learner_of(problem, "fork", plans=[file], left=2, updates=0)[0]
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in learner.cascade.parameters():
             parameter.add_(3 * torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
@@ -797,7 +802,7 @@ def test_a_policy_folder_gives_the_same_policy(problem, looked, tmp_path):
     assert torch.equal(one.evaluated, other.evaluated)
     wrong = {
         "lam": torch.zeros(3),
-        "gate.actor.0.weight": torch.zeros(3),
+        "gate.actors.0.0.weight": torch.zeros(3),
         "plans": policy.plans.flip(2),
         "left": torch.tensor(9),
     }
