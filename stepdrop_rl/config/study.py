@@ -119,6 +119,11 @@ class StudyConfig(CommonConfig):
                 isinstance(controls, list) and all(isinstance(one, str) for one in controls),
                 f"policies.{name}: controls must be a list of names",
             )
+            for told in ("train", "again"):
+                require(
+                    isinstance(entry.get(told, {}), Mapping),
+                    f"policies.{name}: {told} must hold options of train_policy",
+                )
             require(_are_plans(entry.get("plans", [])), f"policies.{name}: plans must be names of searches")
             for plans in begins_with(entry):
                 require(
