@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from agents.actor import make_network
+from agents.actor import layers_of, make_network
 from agents.bisection import bisect
 
 _UNHEARD_OF = 5.0  # deviations: nothing is told to be farther from what is usual
@@ -53,7 +53,7 @@ class Gate(nn.Module):
         self.register_buffer("begun", begun, persistent=False)
         with torch.no_grad():  # few leave the plan before something was learned
             for actor in self.layered:
-                actor[-1].bias.copy_(self.begun.log())  # type: ignore[operator, union-attr]
+                layers_of(actor)[-1][1].copy_(self.begun.log())
         self.register_buffer("mean", torch.zeros(plans, entries))
         self.register_buffer("deviation", torch.ones(plans, entries))
         self.register_buffer("prices", torch.zeros(plans, dtype=torch.float64))
