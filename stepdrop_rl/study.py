@@ -33,7 +33,7 @@ def run(config: StudyConfig) -> None:
     _check(config)
     root = Path(config.output) if config.output else run_folder(config.data.name, "study")
     shop = Workshop(config, root)
-    todo = list(jobs(config))
+    todo = jobs(config)
     if config.plan:
         print(_plan(config, shop, todo))
         return
@@ -72,7 +72,7 @@ def _check(config: StudyConfig) -> None:
     from envs.registry import unknown_name
     from stepdrop_rl.arena import TUNED, check_baseline
     from stepdrop_rl.solvers import make_solver, require_lower
-    from stepdrop_rl.studies.plan import baselines_of, jobs, training_of
+    from stepdrop_rl.studies.plan import FULL, baselines_of, jobs, training_of
 
     solvers = {name: make_solver(name) for name in config.solvers}
     for name, entry in config.policies.items():
@@ -98,6 +98,10 @@ def _check(config: StudyConfig) -> None:
     for name in config.blind:
         if name not in config.policies and name not in config.searches:
             raise unknown_name("blind contender", name, [*config.policies, *config.searches])
+    known = [FULL, *config.policies, *config.searches, *baselines_of(config)]
+    for name in config.only:
+        if name not in known:
+            raise unknown_name("contender", name, known)
     root, taken = Path(config.output or "."), dict[Path, str]()
     for job in jobs(config):
         path = job.path(root)
@@ -122,7 +126,7 @@ def _plan(config: StudyConfig, shop: Workshop, todo: Sequence[Job]) -> str:
     for kind in ("train", "search", "judge"):
         mine = [job for job in todo if job.kind == kind]
         left = [job for job in mine if not shop.done(job)]
-        evaluations = sum(cost(config, job, shop.root) for job in left)
+        evaluations = sum(cost(config, job, shop.made) for job in left)
         total += evaluations
         lines.append(
             f"{kind}: {len(left)} of {len(mine)} jobs left, about {evaluations / 1e6:.1f} million network "
@@ -159,9 +163,9 @@ def _study(config: StudyConfig, shop: Workshop, todo: Sequence[Job]) -> Study:
     from stepdrop_rl.weights import read_json
 
     done = [job for job in todo if job.kind == "judge" and shop.done(job)]
-    entries, unreachable = gather_entries(read_json(job.path(shop.root)) for job in done)
+    entries, unreachable = gather_entries(read_json(shop.path(job)) for job in done)
     own = [job for job in done if job.name in config.policies and job.control is None and job.seed == 0]
-    paths = ((job, job.path(shop.root).with_suffix(".png")) for job in own)
+    paths = ((job, shop.path(job).with_suffix(".png")) for job in own)
     pictures = {f"{job.name} at {job.nfe:g}, {job.solver}": path for job, path in paths if path.is_file()}
     left = listed(job for job in todo if job.kind == "judge" and job not in done)
     return Study(config, shop.judges, shop.distances, entries, unreachable, pictures, left)

@@ -64,6 +64,9 @@ class StudyConfig(CommonConfig):
         extractor: What searches and rewards look at images through: as env.extractor of train_policy.
         judges: Extractors that no reward used, the first one decides (default: the data set's, and our own
             judge, or where that is the data set's, validation).
+        only: Contenders to judge, and what they need, of all those above (default: all of them).
+        made: Folder of a study of the same policies and searches: what they found there is judged, nothing is
+            trained or searched.
         num_samples: Images of each contender at each budget.
         blocks: Disjoint blocks of noise.
         teacher_steps: Evaluations of the full trajectory.
@@ -91,6 +94,8 @@ class StudyConfig(CommonConfig):
     blind: list[str] = field(default_factory=lambda: ["mixture"])
     extractor: RewardName = "reward"
     judges: list[str] = field(default_factory=list)
+    only: list[str] = field(default_factory=list)
+    made: str | None = None
     num_samples: int = 10_240
     blocks: int = 5
     teacher_steps: int = 50

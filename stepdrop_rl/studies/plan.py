@@ -133,8 +133,20 @@ def baselines_of(config: StudyConfig) -> dict[str, Given | None]:
     return {name: given(name) for name in names}
 
 
-def jobs(config: StudyConfig) -> Iterator[Job]:
-    """All of them, in an order in which each finds what it needs."""
+def jobs(config: StudyConfig) -> list[Job]:
+    """All of them, in an order in which each finds what it needs; of the contenders asked for alone, if any are."""
+    every = list(_matrix(config))
+    if not config.only:
+        return every
+    wanted = {job for job in every if job.kind == "judge" and job.name in config.only}
+    further = wanted
+    while further := {need for job in further for need in needs(config, job)} - wanted:
+        wanted |= further
+    return [job for job in every if job in wanted]
+
+
+def _matrix(config: StudyConfig) -> Iterator[Job]:
+    """Every contender at every budget."""
     counts = [nfe for nfe in config.nfe if nfe == int(nfe)]
     baselines = baselines_of(config)
     for solver in config.solvers:

@@ -50,6 +50,7 @@ class Workshop:
     def __init__(self, config: StudyConfig, root: Path) -> None:
         self.config = config
         self.root = root
+        self.made = Path(config.made) if config.made else root
         self.device = resolve_device(config.device)
         self.model = load_model(
             config.model or config.data.name,
@@ -85,14 +86,18 @@ class Workshop:
             )
         return self.arenas[key]
 
+    def path(self, job: Job) -> Path:
+        """The file that shows that it is done."""
+        return job.path(self.root if job.kind == "judge" else self.made)
+
     def done(self, job: Job) -> bool:
         """Whether its file is there and is of these settings."""
-        path = job.path(self.root)
+        path = self.path(job)
         if not path.is_file():
             return False
         found = read_json(path)
         if job.kind == "train":
-            training = training_of(self.config, job, self.root)
+            training = training_of(self.config, job, self.made)
             history = found.get("history") or [{"decisions": 0}]
             ended = bool(history[-1]["decisions"] >= training.decisions)
             return ended and not changes(found.get("settings", {}), training)
@@ -102,11 +107,16 @@ class Workshop:
         return bool(found.get("fingerprint") == self.fingerprint(job))
 
     def require_same_settings(self, todo: Iterable[Job]) -> None:
-        """Raise :class:`UserError` where a policy's folder holds a run that learned by other settings."""
+        """Raise :class:`UserError` where a policy's folder holds a run that learned by other settings.
+
+        And where what another study made is to be judged, but is not there.
+        """
         for job in todo:
-            path = job.path(self.root)
+            if self.config.made and job.kind != "judge" and not self.done(job):
+                raise UserError(f"{self.made} does not hold what was to be made there: {job.label}")
+            path = self.path(job)
             kept = read_json(path).get("settings") if job.kind == "train" and path.is_file() else None
-            changed = changes(kept, training_of(self.config, job, self.root)) if kept else []
+            changed = changes(kept, training_of(self.config, job, self.made)) if kept else []
             if changed:
                 raise UserError(
                     f"{path.parent} holds a run of other settings ({', '.join(changed)} differ): "
@@ -118,8 +128,8 @@ class Workshop:
         if job.kind == "train":
             from stepdrop_rl.train_policy import run as train
 
-            training = training_of(self.config, job, self.root)
-            state = job.path(self.root)
+            training = training_of(self.config, job, self.made)
+            state = self.path(job)
             resume = holds_weights(state.parent, state.stem)
             if not resume:  # a clone has the metadata alone of a run that was cut: nothing to go on from
                 state.unlink(missing_ok=True)
@@ -140,7 +150,7 @@ class Workshop:
                     extractor=self.config.extractor,
                     precision=self.config.precision,
                     compile=self.config.compile,
-                    output=str(job.path(self.root)),
+                    output=str(self.path(job)),
                 )
             )
         else:
@@ -161,7 +171,7 @@ class Workshop:
         """The files that a contender is made of."""
         sources = []
         for need in needs(self.config, job):
-            path = need.path(self.root)
+            path = self.path(need)
             if need.kind == "train":
                 sources += [path.parent / "policy.safetensors", path.parent / "policy.json"]
             else:
@@ -174,7 +184,7 @@ class Workshop:
         return sources
 
     def _judge(self, job: Job) -> None:
-        path = job.path(self.root)
+        path = self.path(job)
         head = {
             "schema": SCHEMA,
             "fingerprint": self.fingerprint(job),
@@ -227,12 +237,12 @@ class Workshop:
             info = self.model.info
             return Contender(full_trajectory(info.t_start, info.t_end, int(job.nfe)))
         if job.name in self.config.searches:
-            path = replace(job, kind="search").path(self.root)
+            path = self.path(replace(job, kind="search"))
             budget = budget_of(self.model, job.nfe, len(arena.times))
             return Contender(make_agent(str(path), budget, model=self.model, solver=job.solver))
         if job.name not in self.config.policies:
             return arena.contender(job.name, job.nfe)
-        policy = load_policy(replace(job, kind="train", control=None).path(self.root).parent)
+        policy = load_policy(self.path(replace(job, kind="train", control=None)).parent)
         check_fit(policy, self.model, job.solver)
         if job.control in (None, "mode"):
             return arena.settle(policy, job.nfe)
@@ -240,7 +250,7 @@ class Workshop:
 
     def _controlled(self, job: Job, policy: LearnedPolicy) -> Contender:
         """What is left of a policy that was judged before."""
-        path = replace(job, control=None).path(self.root)
+        path = self.path(replace(job, control=None))
         judged = read_json(path)
         if "unreachable" in judged:
             raise OutOfReachError(judged["unreachable"])
