@@ -119,6 +119,22 @@ def test_a_study_is_done_told_and_not_done_again(capsys, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s" / "results").iterdir()}
     assert call("study", *options()) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s" / "results").iterdir()} == before
+
+    # What it made is judged on other noise: nothing is trained or searched, and nothing of it changes.
+    again = {"made": "s", "output": "again", "seed": 5, "only": ["imitator", "xue"]}
+    assert call("study", *options(**again)) == 0
+    assert sorted(path.name for path in (tmp_path / "again").iterdir() if path.is_dir()) == ["results"]
+    told = read_json("r.json")["results"]
+    assert {r["name"] for r in told} == {"imitator", "xue"}
+    assert {r["control"] for r in told if r["name"] == "imitator"} == {None, *SMALL["controls"]}
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s" / "results").iterdir()} == before
+    first = next(r for r in policies if (r["seed"], r["control"]) == (0, None))
+    other = next(r for r in told if (r["name"], r["seed"], r["control"]) == ("imitator", 0, None))
+    assert other["judges"] != first["judges"]
+    capsys.readouterr()
+    assert call("study", *options(**again | {"made": "elsewhere"})) == 2
+    assert "elsewhere does not hold what was to be made there: train imitator" in capsys.readouterr().err
+
     assert call("study", *options(**QUICK, num_samples=64)) == 0
     assert read_json("s/results/uniform-multistep-4-0.json")["fingerprint"] != fingerprint
     capsys.readouterr()
@@ -223,6 +239,7 @@ def test_workers_stop_in_good_order_and_go_on(tmp_path):
         ({"baselines": ["cheap.json"], "solvers": ["ddim"]}, "was made for solver 'multistep'"),
         ({"searches": ["oss_oracle"]}, "experts to clone"),
         ({"searches": ["energy:order=2"]}, "multistep has order 2: a search's order must be lower"),
+        ({"only": ["uniforn"]}, "unknown contender 'uniforn'; did you mean 'uniform'?"),
         ({"workers": 0}, "workers must be at least 1"),
         ({"num_samples": 129}, "must be a multiple of blocks"),
     ],
@@ -273,6 +290,28 @@ def test_seeds_may_learn_from_what_the_first_one_looked_at(tmp_path):
     for training in others:
         assert training.decisions == 2000
         assert training.start_from == str(tmp_path / "policies" / "fork-multistep-0")
+
+
+def test_contenders_asked_for_alone_bring_what_they_need():
+    config = StudyConfig(
+        policies={
+            "fork": {"plans": "energy", "controls": ["dealt"]},
+            "ppo": {},
+            "other": {"algo": "fork", "start_from": "fork", "controls": []},
+        },
+        searches=["energy", "xue"],
+        baselines=["uniform", "quadratic"],
+        nfe=[4.0],
+        only=["other", "quadratic"],
+    )
+    asked = [(job.kind, job.name) for job in jobs(config)]
+    assert asked == [
+        ("search", "energy"),
+        ("train", "fork"),
+        ("train", "other"),
+        ("judge", "other"),
+        ("judge", "quadratic"),
+    ]
 
 
 def test_jobs_are_listed_by_contender():
