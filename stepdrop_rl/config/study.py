@@ -50,7 +50,7 @@ class StudyConfig(CommonConfig):
         policies: Name to {algo, seeds: how many, nfe: budgets if not all, controls: if not those of all,
             plans: the search, or several, whose results 'fork' begins with, or budget to these, start_from:
             the policy before it whose run of the same seed it starts from, train: options of train_policy,
-            again: others for the seeds after the first, which start from that one's run: 'fork' from its looks}.
+            again: others for the seeds after the first, which start from its run: 'fork' from its looks}.
         searches: Methods of search, at whole budgets; energy:effort=8 searches for so much longer,
             energy:order=2 with jumps of a lower order than the solver's.
         baselines: Agents of a budget; a * after the name: with the last time that suits it best. A file or

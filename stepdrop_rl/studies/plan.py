@@ -134,7 +134,7 @@ def baselines_of(config: StudyConfig) -> dict[str, Given | None]:
 
 
 def jobs(config: StudyConfig) -> list[Job]:
-    """All of them, in an order in which each finds what it needs; of the contenders asked for alone, if any are."""
+    """All of them, in an order in which each finds what it needs, or those of the contenders asked for."""
     every = list(_matrix(config))
     if not config.only:
         return every
