@@ -172,9 +172,15 @@ def _study(config: StudyConfig, shop: Workshop, todo: Sequence[Job]) -> Study:
 
 
 def _log(config: StudyConfig, parent: Run, study: Study) -> None:
-    """A child run per contender and solver; its budgets are the steps."""
+    """The claims, and a child run per contender and solver; budgets are the steps."""
     from stepdrop_rl.tracking import start_run
 
+    for letter, claims in zip("ab", study.claims(), strict=True):
+        for claim in claims:
+            name, nearest = f"{claim.policy.name}-{claim.policy.solver}", claim.nearest.distance
+            told = {"minus_nearest": nearest.mean, "half_width": nearest.half_width, "holds": claim.holds}
+            numbers = {f"claim_{letter}/{name}/{key}": value for key, value in told.items()}
+            parent.log_metrics(numbers, round(claim.policy.nfe))
     judge = study.judges[0]
     groups: dict[tuple[str, str], list[Any]] = {}
     for entry in study.entries:

@@ -30,7 +30,8 @@ def compose(study: Study) -> list[Block]:
     config = study.config
     blocks = [Block(text=_opening(study))]
     if study.left:
-        text = f"Not judged yet, and beaten by nobody here: {'; '.join(study.left)}."
+        many = "1 contender is" if len(study.left) == 1 else f"{len(study.left)} contenders are"
+        text = f"{many} not judged yet at some budget, and beaten by nobody there: the last part lists them."
         blocks.append(Block(text=text))
     for solver in config.solvers:
         if not study.ends_are_sound(solver):
@@ -66,6 +67,8 @@ def compose(study: Study) -> list[Block]:
     if study.unreachable:
         blocks.append(Block(heading="Out of reach"))
         blocks += [Block(text=line) for line in study.unreachable]
+    if study.left:
+        blocks += [Block(heading="Not judged yet"), Block(text=f"{'; '.join(study.left)}.")]
     return blocks
 
 
@@ -76,13 +79,14 @@ def _slug(text: str) -> str:
 def _opening(study: Study) -> str:
     config = study.config
     others = ", ".join(study.distances[name] for name in study.judges[1:])
+    made = f" Policies and searched schedules are those of {config.made}." if config.made else ""
     devices = {result["device"] for entry in study.entries for result in entry.results}
     return (
         f"{config.num_samples:,} images of each contender at each budget, the same noise for all, in "
         f"{config.blocks} blocks of {config.num_samples // config.blocks:,}; judged by {study.distance}"
         f"{f', second by {others}' if others else ''}, which no reward has seen. ± is half of a 95 % "
         "t-interval, over blocks or training seeds, whichever is wider; differences are paired by block. "
-        f"A control takes one thing away from the policy.{_SEEN[config.extractor]} "
+        f"A control takes one thing away from the policy.{_SEEN[config.extractor]}{made} "
         f"Hardware: {'; '.join(sorted(devices)) or 'nothing yet'}."
     )
 

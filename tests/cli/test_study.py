@@ -104,6 +104,8 @@ def test_a_study_is_done_told_and_not_done_again(capsys, tmp_path):
     assert own["judges"] != dealt["judges"]
     for letter, claim in (("A", a), ("B", b)):
         assert f"claim {letter} {'holds' if claim['holds'] else 'does not hold'}: imitator at 4" in out
+    spooled = "".join(file.read_text() for file in (tmp_path / "spool").rglob("*.jsonl"))
+    assert "claim_a/imitator-multistep/minus_nearest" in spooled
     html, text = (tmp_path / "s" / f"report.{kind}" for kind in ("html", "md"))
     assert "data:image/png;base64," in html.read_text()
     assert "src=" in html.read_text()
