@@ -91,9 +91,13 @@ class ForkLearner(ThroughSampler):
         "sees": "sample",
     }
 
+    @classmethod
+    def require(cls, hyperparameters: Mapping[str, Any]) -> None:
+        super().require(hyperparameters)
+        require_settings({**cls.defaults, **hyperparameters})
+
     def _check(self) -> None:
         h, core = self.hyperparameters, self.core
-        require_settings(h)
         if core.moving is not None:
             raise UserError("'fork' spends what it is told: give it min_nfe and max_nfe, no env.target_nfe")
         if core.prices[0] == core.prices[1]:

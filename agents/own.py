@@ -54,7 +54,7 @@ class OwnLearner(ABC):
         hyperparameters: Mapping[str, Any],
         log: Callable[[dict[str, float], int], None],
     ) -> None:
-        require_kinds(hyperparameters, self.defaults, self.of_many_kinds)
+        self.require(hyperparameters)
         self.env = env
         self.core = env.core
         self.log = log
@@ -71,6 +71,11 @@ class OwnLearner(ABC):
         self._decays = [LinearDecay(rate, self.hyperparameters["final_rate"]) for _, rate in self._rates()]
         self.num_decisions = 0
         self.core.reset(seed)
+
+    @classmethod
+    def require(cls, hyperparameters: Mapping[str, Any]) -> None:
+        """Raise :class:`UserError` where they are none, or do not fit each other, in whatever environment."""
+        require_kinds(hyperparameters, cls.defaults, cls.of_many_kinds)
 
     def _check(self) -> None:  # noqa: B027 - nothing to refuse is the usual case
         """:class:`UserError` where hyperparameters and environment do not fit."""

@@ -109,7 +109,10 @@ def _check(config: StudyConfig) -> None:
             raise UserError(f"'{job.label}' and '{taken[path]}' would share {path}: rename one of them")
         taken[path] = job.label
         if job.kind == "train":
-            training_of(config, job, root)
+            training = training_of(config, job, root)
+            require = getattr(ALGORITHMS.load(training.algo), "require", None)
+            if require is not None:  # SB3's algorithms know what they take when they are made
+                require(training.hyperparameters)
 
 
 def _plan(config: StudyConfig, shop: Workshop, todo: Sequence[Job]) -> str:
@@ -158,7 +161,6 @@ def _speed(shop: Workshop, batch_size: int) -> float:
 def _study(config: StudyConfig, shop: Workshop, todo: Sequence[Job]) -> Study:
     """All results that are there."""
     from stepdrop_rl.studies.entries import gather_entries
-    from stepdrop_rl.studies.plan import listed
     from stepdrop_rl.studies.verdict import Study
     from stepdrop_rl.weights import read_json
 
@@ -167,7 +169,7 @@ def _study(config: StudyConfig, shop: Workshop, todo: Sequence[Job]) -> Study:
     own = [job for job in done if job.name in config.policies and job.control is None and job.seed == 0]
     paths = ((job, shop.path(job).with_suffix(".png")) for job in own)
     pictures = {f"{job.name} at {job.nfe:g}, {job.solver}": path for job, path in paths if path.is_file()}
-    left = listed(job for job in todo if job.kind == "judge" and job not in done)
+    left = [job for job in todo if job.kind == "judge" and job not in done]
     return Study(config, shop.judges, shop.distances, entries, unreachable, pictures, left)
 
 
@@ -205,7 +207,7 @@ def _summary(study: Study) -> str:
         for claim in claims:
             d = claim.nearest.distance
             lines.append(
-                f"claim {letter} {'holds' if claim.holds else 'does not hold'}: {claim.policy.name} at "
+                f"claim {letter} {claim.word}: {claim.policy.name} at "
                 f"{claim.policy.nfe:g}, {claim.policy.solver}: {d.mean:+.2f} ± {d.half_width:.2f} against "
                 f"{claim.nearest.rival.name}, the nearest of {len(claim.against)}"
                 f"{f'; {claim.fault}' if claim.fault else ''}"
@@ -224,6 +226,7 @@ def _record(study: Study) -> dict[str, Any]:
             "nfe": claim.policy.nfe,
             "rival": claim.nearest.rival.name,
             "rivals": len(claim.against),
+            "left": len(claim.left),
             "distance": claim.nearest.distance._asdict(),
             "kid": claim.nearest.kid._asdict(),
             "precision": claim.nearest.precision._asdict(),

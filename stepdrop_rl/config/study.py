@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ _PLAIN = ("mode", "mean_schedule", "habit", "dealt", "coins", "shuffled")
 _SHOWN = ("noise", "change", "clipping", "features")  # agents.controls.SHOWN
 CONTROLS = (*_PLAIN, *(f"shuffled_{group}" for group in _SHOWN))
 _ENTRY = ("algo", "seeds", "nfe", "controls", "plans", "start_from", "train", "again")  # of a policy
+_OURS = ("algo", "data.name", "env.solver", "output", "seed", "target_nfe")  # of a training's options
 
 
 def begins_with(policy: Mapping[str, Any], nfe: float | None = None) -> list[str]:
@@ -29,6 +31,15 @@ def begins_with(policy: Mapping[str, Any], nfe: float | None = None) -> list[str
             return [name for one in plans.values() for name in begins_with({"plans": one})]
         plans = {float(budget): one for budget, one in plans.items()}.get(nfe, [])
     return [plans] if isinstance(plans, str) else list(plans)
+
+
+def _require_options(called: str, told: Any) -> None:
+    """Of train_policy, none of which the study sets itself."""
+    require(isinstance(told, Mapping), f"{called} must hold options of train_policy")
+    ours = sorted(set(told) & set(_OURS))
+    require(not ours, f"{called} may not hold {', '.join(ours)}: the study sets it")
+    hyperparameters = told.get("hyperparameters", {})
+    require(isinstance(hyperparameters, Mapping), f"{called}.hyperparameters must hold names and values")
 
 
 def _are_plans(told: Any) -> bool:
@@ -111,7 +122,9 @@ class StudyConfig(CommonConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.solvers) and bool(self.nfe), "study needs solvers and budgets")
-        require(min(self.nfe, default=1) >= 1, f"nfe needs budgets of at least 1, not {self.nfe}")
+        require(
+            all(1 <= nfe < math.inf for nfe in self.nfe), f"nfe needs budgets of at least 1, not {self.nfe}"
+        )
         require(self.workers >= 1, f"workers must be at least 1, not {self.workers}")
         require_blocks(self.num_samples, self.blocks)
         for name, entry in self.policies.items():
@@ -124,11 +137,9 @@ class StudyConfig(CommonConfig):
                 isinstance(controls, list) and all(isinstance(one, str) for one in controls),
                 f"policies.{name}: controls must be a list of names",
             )
+            require(isinstance(entry.get("algo", name), str), f"policies.{name}: algo must be a name")
             for told in ("train", "again"):
-                require(
-                    isinstance(entry.get(told, {}), Mapping),
-                    f"policies.{name}: {told} must hold options of train_policy",
-                )
+                _require_options(f"policies.{name}: {told}", entry.get(told, {}))
             require(_are_plans(entry.get("plans", [])), f"policies.{name}: plans must be names of searches")
             for plans in begins_with(entry):
                 require(
@@ -141,7 +152,7 @@ class StudyConfig(CommonConfig):
                 f"policies.{name}: nfe must be some of the study's budgets {self.nfe}, not {budgets}",
             )
             seeds = entry.get("seeds", 1)
-            require(isinstance(seeds, int) and seeds > 0, f"policies.{name}.seeds must be a positive number")
+            require(type(seeds) is int and seeds > 0, f"policies.{name}.seeds must be a positive number")
             self._require_first(name, entry)
         for control in (*self.controls, *(c for name in self.policies for c in self.controls_of(name))):
             require(control in CONTROLS, f"unknown control '{control}'; known are {', '.join(CONTROLS)}")

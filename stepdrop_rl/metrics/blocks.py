@@ -42,7 +42,7 @@ class Difference(NamedTuple):
     half_width: float
 
 
-def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
+def t_quantile(degrees: float, confidence: float = CONFIDENCE) -> float:
     """Student's t that a symmetric interval of this confidence reaches to."""
     return float(stdtrit(degrees, 0.5 + confidence / 2))
 

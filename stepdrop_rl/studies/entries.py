@@ -1,9 +1,7 @@
 """What results say of contenders: means, intervals, and differences over noise blocks and training seeds.
 
-A result holds a metric's value in every block of noise; a policy has one result per training seed. Two
-sources of chance, so two intervals: over blocks (of the mean over seeds) and over seeds (over blocks' means).
-The wider one counts. Differences are taken block by block, on the same noise; from a policy's own controls
-also seed by seed.
+A result holds a metric's value in every block of noise; a policy has one result per training seed.
+Differences are taken block by block, on the same noise; from a policy's own controls also seed by seed.
 """
 
 from __future__ import annotations
@@ -12,18 +10,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from stepdrop_rl.metrics.blocks import block_mean, paired_difference
+from stepdrop_rl.studies.spread import Estimate, interval, interval_between
 
 Result = Mapping[str, Any]
-
-
-class Estimate(NamedTuple):
-    """A mean and half of its 95 % interval."""
-
-    mean: float
-    half_width: float
 
 
 @dataclass(frozen=True)
@@ -60,28 +51,9 @@ class Entry:
         return len(self.results) == 1 and set(self.results[0]["rates"]) <= {0.0, 1.0}
 
 
-def interval(values: Sequence[Sequence[float]]) -> Estimate:
-    """Mean of (seeds × blocks) values and the wider of the two half widths."""
-    over_blocks = block_mean(_mean_of_seeds(values))
-    return Estimate(over_blocks.mean, max(over_blocks.half_width, _over_seeds(values)))
-
-
-def _mean_of_seeds(values: Sequence[Sequence[float]]) -> list[float]:
-    """Per block."""
-    return [sum(column) / len(column) for column in zip(*values, strict=True)]
-
-
-def _over_seeds(values: Sequence[Sequence[float]]) -> float:
-    """Half width of the mean over seeds; 0 where there is one."""
-    return block_mean([sum(row) / len(row) for row in values]).half_width if len(values) > 1 else 0.0
-
-
 def difference(one: Entry, other: Entry, judge: str, metric: str) -> Estimate:
     """``one`` minus ``other``, paired by block; training seeds are independent of each other's."""
-    ours, theirs = one.values(judge, metric), other.values(judge, metric)
-    over_blocks = paired_difference(_mean_of_seeds(ours), _mean_of_seeds(theirs))
-    over_seeds = math.hypot(_over_seeds(ours), _over_seeds(theirs))
-    return Estimate(over_blocks.mean, max(over_blocks.half_width, over_seeds))
+    return interval_between(one.values(judge, metric), other.values(judge, metric))
 
 
 def lost(policy: Entry, control: Entry, judge: str, metric: str) -> Estimate:

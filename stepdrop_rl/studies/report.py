@@ -8,15 +8,16 @@ from typing import Any
 
 from stepdrop_rl.report.figures import png
 from stepdrop_rl.report.page import Block, write_page
-from stepdrop_rl.studies.entries import Entry, Estimate, label, lost, ratio
+from stepdrop_rl.studies.entries import Entry, label, lost, ratio
 from stepdrop_rl.studies.figures import rates_by_budget, study_curves
-from stepdrop_rl.studies.plan import FULL
+from stepdrop_rl.studies.plan import FULL, listed
+from stepdrop_rl.studies.spread import Estimate
 from stepdrop_rl.studies.verdict import Claim, Study
 
 _SEEN = {
     "reward": "",
-    "joined": " Searches and rewards look through our own network joined with components of "
-    "EfficientNet-Lite2, a sister of Lite0.",
+    "joined": " Rewards, and the searches of this study, look through our own network joined with components "
+    "of EfficientNet-Lite2, a sister of Lite0; schedules that are files may have been found otherwise.",
 }
 
 
@@ -30,8 +31,7 @@ def compose(study: Study) -> list[Block]:
     config = study.config
     blocks = [Block(text=_opening(study))]
     if study.left:
-        many = "1 contender is" if len(study.left) == 1 else f"{len(study.left)} contenders are"
-        text = f"{many} not judged yet at some budget, and beaten by nobody there: the last part lists them."
+        text = f"{len(study.left)} judgements are to be made yet, of those whom the last part lists."
         blocks.append(Block(text=text))
     for solver in config.solvers:
         if not study.ends_are_sound(solver):
@@ -68,7 +68,7 @@ def compose(study: Study) -> list[Block]:
         blocks.append(Block(heading="Out of reach"))
         blocks += [Block(text=line) for line in study.unreachable]
     if study.left:
-        blocks += [Block(heading="Not judged yet"), Block(text=f"{'; '.join(study.left)}.")]
+        blocks += [Block(heading="Not judged yet"), Block(text=f"{'; '.join(listed(study.left))}.")]
     return blocks
 
 
@@ -85,9 +85,10 @@ def _opening(study: Study) -> str:
         f"{config.num_samples:,} images of each contender at each budget, the same noise for all, in "
         f"{config.blocks} blocks of {config.num_samples // config.blocks:,}; judged by {study.distance}"
         f"{f', second by {others}' if others else ''}, which no reward has seen. ± is half of a 95 % "
-        "t-interval, over blocks or training seeds, whichever is wider; differences are paired by block. "
+        "t-interval over blocks of noise and training seeds; differences are paired by block. "
         f"A control takes one thing away from the policy.{_SEEN[config.extractor]}{made} "
-        f"Hardware: {'; '.join(sorted(devices)) or 'nothing yet'}."
+        f"Hardware: {'; '.join(sorted(devices)) or 'nothing yet'}; images/s are of the hour in which each "
+        "was drawn, whatever else the machine did."
     )
 
 
@@ -135,7 +136,7 @@ def _claims(heading: str, claims: Sequence[Claim], study: Study) -> list[Block]:
         "KID",
         "precision",
         "rivals",
-        "holds",
+        "the claim",
         *(f"nearest by {study.distances[name]}" for name in study.judges[1:]),
     ]
     judge = study.judges[0]
@@ -150,8 +151,8 @@ def _claims(heading: str, claims: Sequence[Claim], study: Study) -> list[Block]:
             _signed(claim.nearest.distance, 2),
             _signed(claim.nearest.kid, 4),
             _signed(claim.nearest.precision, 3),
-            str(len(claim.against)),
-            "yes" if claim.holds else f"no: {claim.fault}",
+            str(len(claim.against)) + (f", {len(claim.left)} not judged" if claim.left else ""),
+            claim.word + (f": {claim.fault}" if claim.fault else ""),
             *(_nearest_by(other, claim, study) for other in study.judges[1:]),
         ]
         for claim in claims
@@ -160,7 +161,8 @@ def _claims(heading: str, claims: Sequence[Claim], study: Study) -> list[Block]:
     text = (
         f"Holds at {said} of {len(claims)}: the distance is smaller than every rival's outside the interval, "
         "KID agrees, and precision is not lower than that of any of the nearest (by 0.01 at most, and not "
-        "outside its interval). Only who was judged is a rival; the other judge has no say in it."
+        "outside its interval). Only who was judged is a rival: what holds so far has others to meet yet. "
+        "The other judge has no say in it."
     )
     return [Block(heading=heading), Block(text=text), Block(table=(header, rows))]
 
@@ -238,7 +240,7 @@ def _questions(study: Study) -> list[Block]:
             continue
         whole = full.estimate(judge, study.distance).mean
         score = full.estimate(judge, "is_mean").mean
-        speed = full.mean("images_per_second")
+        spent = full.mean("nfe_mean")
         names = dict.fromkeys(e.name for e in study.entries if e.solver == solver and e.name != FULL)
         for name in names:
             mine = sorted((e for e in study.entries if (e.name, e.solver) == (name, solver)), key=_nfe)
@@ -246,7 +248,7 @@ def _questions(study: Study) -> list[Block]:
             for slack in (1.1, 1.2):
                 near = [e for e in mine if e.estimate(judge, study.distance).mean <= slack * whole]
                 cells.append(
-                    f"{near[0].nfe:g} ({1 - ratio(speed, near[0].mean('images_per_second')):.0%} less time)"
+                    f"{near[0].nfe:g} ({1 - ratio(near[0].mean('nfe_mean'), spent):.0%} fewer evaluations)"
                     if near
                     else "–"
                 )
@@ -258,8 +260,8 @@ def _questions(study: Study) -> list[Block]:
         Block(heading="The proposal's questions"),
         Block(
             text="The smallest budget at which the distance comes within 10 and 20 % of the full one's, "
-            "with the time that it saves, and the smallest whose Inception score is 90 % of it. "
-            "Skipping saves time, not memory: the same network runs on the same batch."
+            "with the evaluations that it saves, which are nearly all of the time, and the smallest whose "
+            "Inception score is 90 % of it. It saves no memory: the same network runs on the same batch."
         ),
         Block(table=(header, rows)),
     ]

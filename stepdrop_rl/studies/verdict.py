@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stepdrop_rl.config import StudyConfig
-from stepdrop_rl.studies.entries import Entry, Estimate, difference, lost
-from stepdrop_rl.studies.plan import FULL
+from stepdrop_rl.studies.entries import Entry, difference, label, lost
+from stepdrop_rl.studies.plan import FULL, RIVALS, Job
+from stepdrop_rl.studies.spread import Estimate
 
-_FIXED = ("mean schedule", "habit")  # of the controls, those that are one schedule for all samples
+_FIXED = ("mean_schedule", "habit")  # of the controls, those that are one schedule for all samples
 _LOWER = 0.01  # of precision: so much is lower however wide the interval
 
 
@@ -56,10 +57,12 @@ class Claim(NamedTuple):
     Args:
         policy: Who claims.
         against: Its rivals, the nearest one first.
+        left: What it rests on and is not judged yet: rivals, and the policy's further seeds.
     """
 
     policy: Entry
     against: tuple[Comparison, ...]
+    left: tuple[Job, ...] = ()
 
     @property
     def nearest(self) -> Comparison:
@@ -73,8 +76,13 @@ class Claim(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether it stands."""
+        """Whether it stands, against those that were judged."""
         return not self.fault
+
+    @property
+    def word(self) -> str:
+        """What to call it."""
+        return "does not hold" if not self.holds else "holds so far" if self.left else "holds"
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class Study:
     entries: Sequence[Entry]
     unreachable: Sequence[str]
     pictures: Mapping[str, Path] = field(default_factory=dict)
-    left: Sequence[str] = ()
+    left: Sequence[Job] = ()
 
     @property
     def distance(self) -> str:
@@ -131,7 +139,7 @@ class Study:
         """
         owner, control = self.parts(entry.name)
         if control:
-            return owner in self.config.policies and control in _FIXED
+            return owner in self.config.policies and control in map(label, _FIXED)
         if entry.name in self.config.policies and entry.name not in self.config.blind:
             return False
         return entry.name != FULL and entry.is_one_schedule
@@ -147,7 +155,23 @@ class Study:
         owner, control = self.parts(other.name)
         return (lost if control and owner == policy.name else difference)(policy, other, judge, metric)
 
-    def claim(self, policy: Entry, rivals: Iterable[Entry], within: Claim | None = None) -> Claim | None:
+    def left_of(self, policy: Entry, controls: Sequence[str]) -> tuple[Job, ...]:
+        """What is not judged yet of the policy, of these controls of it, and of all that do not look."""
+        here = (job for job in self.left if (job.solver, job.nfe) == (policy.solver, policy.nfe))
+        return tuple(
+            job
+            for job in here
+            if (job.name == policy.name and job.control in (None, *controls))
+            or (job.control is None and job.name != FULL and not self.looks(job.name))
+        )
+
+    def claim(
+        self,
+        policy: Entry,
+        rivals: Iterable[Entry],
+        within: Claim | None = None,
+        left: tuple[Job, ...] = (),
+    ) -> Claim | None:
         """The policy against ``rivals``; the nearest of a claim that is part of this one remain so."""
         judge = self.judges[0]
         asked = [one.rival for one in within.against if one.is_nearest] if within else []
@@ -160,7 +184,7 @@ class Study:
             )
             is_nearest = gap.mean - gap.half_width <= 0 or rival in asked
             against.append(Comparison(rival, distance, kid, precision, is_nearest))
-        return Claim(policy, tuple(against)) if against else None
+        return Claim(policy, tuple(against), left) if against else None
 
     def claims(self) -> tuple[list[Claim], list[Claim]]:
         """Claim A, against all that is fixed, and claim B, against all that do not look."""
@@ -169,8 +193,13 @@ class Study:
             if not self.looks(entry.name):
                 continue
             here = self.at(entry.solver, entry.nfe)
-            a = self.claim(entry, [e for e in here if self.is_fixed(e)])
-            b = self.claim(entry, [e for e in here if self.is_blind(e, entry)], within=a)
+            a = self.claim(entry, [e for e in here if self.is_fixed(e)], left=self.left_of(entry, _FIXED))
+            b = self.claim(
+                entry,
+                [e for e in here if self.is_blind(e, entry)],
+                within=a,
+                left=self.left_of(entry, (*_FIXED, *RIVALS)),
+            )
             beats_fixed += [] if a is None else [a]
             looking_pays += [] if b is None else [b]
         return beats_fixed, looking_pays

@@ -104,6 +104,7 @@ def test_a_study_is_done_told_and_not_done_again(capsys, tmp_path):
     assert own["judges"] != dealt["judges"]
     for letter, claim in (("A", a), ("B", b)):
         assert f"claim {letter} {'holds' if claim['holds'] else 'does not hold'}: imitator at 4" in out
+        assert claim["left"] == 0
     spooled = "".join(file.read_text() for file in (tmp_path / "spool").rglob("*.jsonl"))
     assert "claim_a/imitator-multistep/minus_nearest" in spooled
     html, text = (tmp_path / "s" / f"report.{kind}" for kind in ("html", "md"))
@@ -243,6 +244,19 @@ def test_workers_stop_in_good_order_and_go_on(tmp_path):
         ({"searches": ["energy:order=2"]}, "multistep has order 2: a search's order must be lower"),
         ({"only": ["uniforn"]}, "unknown contender 'uniforn'; did you mean 'uniform'?"),
         ({"workers": 0}, "workers must be at least 1"),
+        ({"policies": {"ppo": {"algo": 3}}}, "policies.ppo: algo must be a name"),
+        ({"policies": {"ppo": {"seeds": True}}}, "policies.ppo.seeds must be a positive number"),
+        ({"policies": {"ppo": {"train": {"seed": 3}}}}, "train may not hold seed: the study sets it"),
+        ({"policies": {"ppo": {"again": {"output": "x"}}}}, "again may not hold output: the study sets it"),
+        ({"policies": {"ppo": {"train": {"hyperparameters": 3}}}}, "train.hyperparameters must hold names"),
+        (
+            {"policies": {"fork": {"train": {"hyperparameters": {"plans": ["cheap.json"], "looks": "x"}}}}},
+            "looks must be a whole number, not 'x'",
+        ),
+        (
+            {"policies": {"fork": {"train": {"hyperparameters": {"plans": ["cheap.json"], "stretches": 3}}}}},
+            "stretches must be a list, not 3",
+        ),
         ({"num_samples": 129}, "must be a multiple of blocks"),
     ],
 )

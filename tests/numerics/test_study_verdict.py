@@ -3,13 +3,16 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from stepdrop_rl.config import StudyConfig
 from stepdrop_rl.metrics.blocks import t_quantile
-from stepdrop_rl.studies.entries import Entry, difference, gather_entries, interval
+from stepdrop_rl.studies.entries import Entry, difference, gather_entries
 from stepdrop_rl.studies.figures import study_curves
+from stepdrop_rl.studies.plan import Job
 from stepdrop_rl.studies.report import compose
+from stepdrop_rl.studies.spread import interval, interval_between
 from stepdrop_rl.studies.verdict import Study
 
 
@@ -32,17 +35,52 @@ def study(*results):
     return Study(config, ["j"], {"j": "fd_j"}, entries, unreachable)
 
 
-def test_an_interval_is_the_wider_of_blocks_and_seeds():
+def test_an_interval_of_one_seed_is_that_of_blocks():
     one = interval([[1.0, 2.0, 3.0]])
     assert one.mean == pytest.approx(2)
     assert one.half_width == pytest.approx(t_quantile(2) * 1 / math.sqrt(3))
-    # Seeds that differ by 10, blocks that hardly do.
-    several = interval([[0.0, 0.1], [10.0, 10.1]])
-    assert several.mean == pytest.approx(5.05)
-    assert several.half_width == pytest.approx(t_quantile(1) * 10 / math.sqrt(2) / math.sqrt(2))
-    # And the other way round.
-    blocks = interval([[0.0, 8.0], [0.1, 8.1]])
-    assert blocks.half_width == pytest.approx(t_quantile(1) * 4)
+
+
+def test_an_interval_knows_blocks_and_seeds():
+    # Seeds that differ by 10, blocks by nothing, and the other way round.
+    seeds = interval([[0.0, 0.0], [10.0, 10.0]])
+    assert seeds.mean == pytest.approx(5)
+    assert seeds.half_width == pytest.approx(t_quantile(1) * 10 / math.sqrt(2) / math.sqrt(2))
+    assert interval([[0.0, 8.0], [0.0, 8.0]]).half_width == pytest.approx(t_quantile(1) * 4)
+    # Both, and nothing left: variances add, 2 of 5² + 5² and its degrees (5² + 5²)² / (5⁴ + 5⁴).
+    both = interval([[0.0, 10.0], [10.0, 20.0]])
+    assert both.half_width == pytest.approx(t_quantile(2) * math.sqrt(50))
+    # What is left in the cells is counted once: 1, 2 and 4 of seeds' means, blocks' and cells'.
+    left = interval([[0.0, 4.0, 2.0], [2.0, 0.0, 4.0]])
+    over_blocks = ((1.0 - 2) ** 2 + (2.0 - 2) ** 2 + (3.0 - 2) ** 2) / 2 / 3
+    assert left.half_width == pytest.approx(t_quantile(2) * math.sqrt(over_blocks))
+
+
+def test_intervals_cover_what_they_say():
+    """95 % of them, of five seeds on five blocks, whatever the sources of chance."""
+    generator = np.random.default_rng(0)
+    for of_seeds, of_blocks, of_cells in ((1, 1, 0.3), (1, 0.5, 1), (0.3, 1, 1), (0, 1, 0.5)):
+        covered = 0
+        for _ in range(1000):
+            cells = (
+                of_seeds * generator.standard_normal((5, 1))
+                + of_blocks * generator.standard_normal((1, 5))
+                + of_cells * generator.standard_normal((5, 5))
+            )
+            found = interval(cells.tolist())
+            covered += abs(found.mean) <= found.half_width
+        assert 930 <= covered <= 985
+
+
+def test_seeds_of_two_policies_are_independent():
+    ours, theirs = [[0.0, 0.0], [10.0, 10.0]], [[1.0, 1.0], [7.0, 7.0]]
+    found = interval_between(ours, theirs)
+    assert found.mean == pytest.approx(1)
+    variances = 25.0, 9.0
+    degrees = sum(variances) ** 2 / sum(v**2 for v in variances)
+    assert found.half_width == pytest.approx(t_quantile(degrees) * math.sqrt(sum(variances)))
+    alone = interval_between(ours, [[3.0, 3.0]])
+    assert alone.half_width == interval(ours).half_width
 
 
 def test_differences_are_paired_by_block():
@@ -156,11 +194,10 @@ def test_a_policy_is_compared_with_its_own_controls_seed_by_seed_and_with_others
     assert own.half_width == pytest.approx(t_quantile(1) * 0.1)
     other = found.minus(entries["ppo"], entries["rloo"], "j", "fd_j")
     assert other.mean == pytest.approx(38.5 / 6 - 5.2)
-    spreads = [
-        t_quantile(2) * math.sqrt(sum((x - 38.5 / 6) ** 2 for x in (4.5, 5.5, 9.25)) / 2 / 3),
-        t_quantile(1) * 0.6,
-    ]
-    assert other.half_width == pytest.approx(math.hypot(*spreads))
+    # Blocks differ by little: seeds' variances add, each with its degrees of freedom.
+    ours, theirs = sum((x - 38.5 / 6) ** 2 for x in (4.5, 5.5, 9.25)) / 2 / 3, 0.6**2
+    degrees = (ours + theirs) ** 2 / (ours**2 / 2 + theirs**2 / 1)
+    assert other.half_width == pytest.approx(t_quantile(degrees) * math.sqrt(ours + theirs), rel=0.01)
 
 
 def test_a_mixture_is_a_rival_in_claim_b_alone():
@@ -231,12 +268,30 @@ def test_a_mixture_of_one_schedule_is_a_fixed_schedule():
     assert a.nearest.rival.name == b.nearest.rival.name == "mixture"
 
 
+def test_a_claim_holds_so_far_where_rivals_or_seeds_are_left():
+    found = study(result("ppo", 5, (2.0, 2.1), kid=(0.05, 0.05)), result("uniform", 5, (6.0, 6.1)))
+
+    def words(*left):
+        (a,), (b,) = replace(found, left=[Job("judge", *job) for job in left]).claims()
+        return a.word, b.word
+
+    assert words() == ("holds", "holds")
+    assert words(("full", "ddim", 5.0), ("xue", "ddim", 4.0), ("xue", "multistep", 5.0)) == ("holds", "holds")
+    assert words(("ppo", "ddim", 5.0, 0, "shuffled")) == ("holds", "holds")
+    assert words(("ppo", "ddim", 5.0, 0, "dealt")) == ("holds", "holds so far")
+    for left in (("xue", "ddim", 5.0), ("ppo", "ddim", 5.0, 1), ("ppo", "ddim", 5.0, 0, "mean_schedule")):
+        assert words(left) == ("holds so far", "holds so far")
+    (a,), _ = replace(found, left=[Job("judge", "xue", "ddim", 5.0)]).claims()
+    assert [job.name for job in a.left] == ["xue"]
+
+
 def test_the_report_tells_who_was_not_judged():
     nobody = study()
-    told = [block.text for block in compose(replace(nobody, left=["gits at 5, ddim", "xue at 5, ddim"]))]
-    assert told[1].startswith("2 contenders are not judged yet at some budget, and beaten by nobody there")
+    left = [Job("judge", name, "ddim", 5.0) for name in ("gits", "xue")]
+    told = [block.text for block in compose(replace(nobody, left=left))]
+    assert told[1] == "2 judgements are to be made yet, of those whom the last part lists."
     assert told[-1] == "gits at 5, ddim; xue at 5, ddim."
-    assert not any("judged yet" in f"{block.heading}{block.text}" for block in compose(nobody))
+    assert not any("to be made yet" in str(block.text) for block in compose(nobody))
 
 
 def test_a_full_trajectory_that_few_evaluations_beat_is_noticed():
@@ -256,7 +311,7 @@ def test_a_claim_tells_its_rivals_and_whom_the_other_judge_has_nearest():
 
     found = study(both("ppo", 2.0, 4.0), both("uniform", 3.0, 9.0), both("karras", 7.0, 1.5))
     two = replace(found, judges=["j", "k"], distances={"j": "fd_j", "k": "fd_k"})
-    table = next(b.table for b in compose(two) if b.table and "holds" in b.table[0])
+    table = next(b.table for b in compose(two) if b.table and "the claim" in b.table[0])
     row = dict(zip(table[0], table[1][0], strict=True))
     assert row["nearest rival"] == "uniform"
     assert row["rivals"] == "2"
