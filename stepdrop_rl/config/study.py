@@ -168,7 +168,7 @@ class StudyConfig(CommonConfig):
         return [c for c in asked if policy not in self.blind or not c.startswith("shuffled")]
 
     def _require_first(self, name: str, entry: Mapping[str, Any]) -> None:
-        """The policy that one starts from comes before it, with as many seeds."""
+        """The policy that one starts from comes before it, with as many seeds as start from it."""
         first = entry.get("start_from")
         if first is None:
             return
@@ -176,6 +176,6 @@ class StudyConfig(CommonConfig):
         known = ", ".join(before) or "none"
         require(first in before, f"policies.{name}: start_from must be one of those before it: {known}")
         require(
-            self.seeds_of(first) >= self.seeds_of(name),
+            "again" in entry or self.seeds_of(first) >= self.seeds_of(name),
             f"policies.{name} has more seeds than {first}, which it starts from",
         )

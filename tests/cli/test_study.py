@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -306,6 +307,15 @@ def test_seeds_may_learn_from_what_the_first_one_looked_at(tmp_path):
     for training in others:
         assert training.decisions == 2000
         assert training.start_from == str(tmp_path / "policies" / "fork-multistep-0")
+
+    # Where the first one starts from another policy, the others still start from the first one.
+    other = {"algo": "fork", "seeds": 2, "start_from": "fork", "again": {}}
+    config = replace(config, policies={"fork": {}, "other": other})
+    first, second = (
+        training_of(config, Job("train", "other", "multistep", seed=k), tmp_path) for k in (0, 1)
+    )
+    assert first.start_from == str(tmp_path / "policies" / "fork-multistep-0")
+    assert second.start_from == str(tmp_path / "policies" / "other-multistep-0")
 
 
 def test_contenders_asked_for_alone_bring_what_they_need():
