@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,23 @@ class Entry:
     """A contender at a budget with a solver: the results of all its seeds.
 
     Args:
-        name: Of the contender; controls are "policy, control".
+        contender: Who.
         solver: Reference of the solver.
         nfe: Budget.
         results: One per seed.
+        control: What is taken away from the contender, or None.
     """
 
-    name: str
+    contender: str
     solver: str
     nfe: float
     results: tuple[Result, ...]
+    control: str | None = None
+
+    @property
+    def name(self) -> str:
+        """For people: controls are "contender, control"."""
+        return self.contender if self.control is None else f"{self.contender}, {label(self.control)}"
 
     def values(self, judge: str, metric: str) -> list[list[float]]:
         """Per seed, per block."""
@@ -56,11 +63,10 @@ def difference(one: Entry, other: Entry, judge: str, metric: str) -> Estimate:
     return interval_between(one.values(judge, metric), other.values(judge, metric))
 
 
-def lost(policy: Entry, control: Entry, judge: str, metric: str) -> Estimate:
-    """A policy minus what is left of it when a control takes something away: by block and by seed."""
+def difference_by_seed(one: Entry, other: Entry, judge: str, metric: str) -> Estimate:
+    """``one`` minus ``other``, of the same policies: by block, and by seed where both have it."""
     ours, theirs = (
-        dict(zip((r["seed"] for r in e.results), e.values(judge, metric), strict=True))
-        for e in (policy, control)
+        dict(zip((r["seed"] for r in e.results), e.values(judge, metric), strict=True)) for e in (one, other)
     )
     rows = [(row, theirs[seed]) for seed, row in ours.items() if seed in theirs]
     return interval([[a - b for a, b in zip(*pair, strict=True)] for pair in rows])
@@ -70,19 +76,15 @@ def gather_entries(results: Iterable[Result]) -> tuple[list[Entry], list[str]]:
     """Group results by contender, solver and budget; and tell what could not be spent."""
     results = list(results)
     called = _short_names(results)
-    groups: dict[tuple[str, str, float], list[Result]] = {}
+    groups: dict[Entry, list[Result]] = {}
     unreachable = []
     for result in results:
-        name = called[result["name"]]
-        if result["control"]:
-            name += f", {label(result['control'])}"
-        if "unreachable" in result:
-            if result["control"] not in (None, "mode"):
-                continue  # what is left of a policy is out of reach where the policy is
-            unreachable.append(f"{name} at {result['nfe']:g}, {result['solver']}: {result['unreachable']}")
-        else:
-            groups.setdefault((name, result["solver"], result["nfe"]), []).append(result)
-    return [Entry(*key, tuple(found)) for key, found in groups.items()], unreachable
+        head = Entry(called[result["name"]], result["solver"], result["nfe"], (), result["control"])
+        if "unreachable" not in result:
+            groups.setdefault(head, []).append(result)
+        elif head.control in (None, "mode"):  # what is left of a policy is out of reach where the policy is
+            unreachable.append(f"{head.name} at {head.nfe:g}, {head.solver}: {result['unreachable']}")
+    return [replace(head, results=tuple(found)) for head, found in groups.items()], unreachable
 
 
 def _short_names(results: Sequence[Result]) -> dict[str, str]:

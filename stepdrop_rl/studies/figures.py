@@ -10,6 +10,7 @@ from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from stepdrop_rl.report.figures import LEARNED, STYLE, Strip, strips
 from stepdrop_rl.studies.entries import Entry, ratio
+from stepdrop_rl.studies.plan import FULL
 from stepdrop_rl.studies.verdict import Study
 
 _SHOWN_RIVALS = 9  # the nearest ones: a study's tables have all
@@ -20,8 +21,8 @@ def study_curves(study: Study, solver: str) -> Figure:
     judge = study.judges[0]
     lines: dict[str, list[Entry]] = {}
     for entry in study.entries:
-        if entry.solver == solver and ", " not in entry.name and entry.name != "full":
-            lines.setdefault(entry.name, []).append(entry)
+        if entry.solver == solver and entry.control is None and entry.contender != FULL:
+            lines.setdefault(entry.contender, []).append(entry)
     shown = _nearest(study, lines)
     beyond = len(lines) - len(shown)
     lines = {name: entries for name, entries in lines.items() if name in shown}
@@ -33,7 +34,7 @@ def study_curves(study: Study, solver: str) -> Figure:
             nfe = [entry.mean("nfe_mean") for entry in entries]
             found = [entry.estimate(judge, study.distance) for entry in entries]
             value = [estimate.mean for estimate in found]
-            if study.looks(name):
+            if study.looks(entries[0]):
                 width = [estimate.half_width for estimate in found]
                 axes.errorbar(
                     nfe,
@@ -78,13 +79,18 @@ def _nearest(study: Study, lines: Mapping[str, Sequence[Entry]]) -> set[str]:
         ratios = [ratio(d, best[nfe]) for (who, nfe), d in distance.items() if who == name]
         return sum(ratios) / len(ratios)
 
-    rivals = sorted((name for name in lines if not study.looks(name)), key=behind)
-    return {name for name in lines if study.looks(name)} | set(rivals[:_SHOWN_RIVALS])
+    looking = {name for name, entries in lines.items() if study.looks(entries[0])}
+    rivals = sorted((name for name in lines if name not in looking), key=behind)
+    return looking | set(rivals[:_SHOWN_RIVALS])
 
 
 def rates_by_budget(study: Study, solver: str) -> Figure | None:
     """Which timesteps a policy evaluates: a strip per policy and budget; None where there is no policy."""
-    learned = [e for e in study.entries if e.solver == solver and e.name in study.config.policies]
+    learned = [
+        e
+        for e in study.entries
+        if e.solver == solver and e.control is None and e.contender in study.config.policies
+    ]
     if not learned:
         return None
     rows = []

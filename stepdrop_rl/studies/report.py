@@ -8,7 +8,7 @@ from typing import Any
 
 from stepdrop_rl.report.figures import png
 from stepdrop_rl.report.page import Block, write_page
-from stepdrop_rl.studies.entries import Entry, label, lost, ratio
+from stepdrop_rl.studies.entries import Entry, difference_by_seed, label, ratio
 from stepdrop_rl.studies.figures import rates_by_budget, study_curves
 from stepdrop_rl.studies.plan import FULL, listed
 from stepdrop_rl.studies.spread import Estimate
@@ -109,7 +109,7 @@ def _table(study: Study, entries: Sequence[Entry], full: Entry | None) -> tuple[
     rows = []
     for entry in [*ranked, *([full] if full is not None else [])]:
         cells = [
-            f"**{entry.name}**" if study.looks(entry.name) else entry.name,
+            f"**{entry.name}**" if study.looks(entry) else entry.name,
             f"{entry.mean('nfe_mean'):.2f}",
             _number(entry.estimate(judge, study.distance), 2),
             _number(entry.estimate(judge, "kid"), 4),
@@ -180,11 +180,10 @@ def _against_each(study: Study) -> list[Block]:
     seconds = study.judges[1:]
     rows = []
     for policy in study.entries:
-        if not study.looks(policy.name):
+        if not study.looks(policy):
             continue
         for other in study.at(policy.solver, policy.nfe):
-            owner, control = study.parts(other.name)
-            if study.looks(other.name) or (control and owner != policy.name):
+            if study.looks(other) or (other.control is not None and other.contender != policy.contender):
                 continue
             told = [
                 _signed(study.minus(policy, other, judge, metric), digits)
@@ -203,20 +202,20 @@ def _against_each(study: Study) -> list[Block]:
 def _sight(study: Study) -> list[Block]:
     """What the policies look at: what it costs to show them another sample's numbers instead."""
     judge = study.judges[0]
-    found = {(e.name, e.solver, e.nfe): e for e in study.entries}
+    found = {(e.contender, e.control, e.solver, e.nfe): e for e in study.entries}
     rows = []
     for name in study.config.policies:
         for control in study.config.controls_of(name):
-            if not study.looks(name) or not control.startswith("shuffled"):
+            if not control.startswith("shuffled"):  # which blind policies do not have
                 continue
             for solver in study.config.solvers:
                 cells = []
                 for nfe in study.config.nfe:
-                    one, other = (found.get((n, solver, nfe)) for n in (f"{name}, {label(control)}", name))
+                    one, other = (found.get((name, what, solver, nfe)) for what in (control, None))
                     if one is None or other is None:
                         cells.append("–")
                         continue
-                    gone = lost(one, other, judge, study.distance)
+                    gone = difference_by_seed(one, other, judge, study.distance)
                     cells.append(f"{_signed(gone, 2)} at {one.mean('nfe_mean'):.2f}")
                 if any(cell != "–" for cell in cells):
                     rows.append([name, solver, label(control), *cells])

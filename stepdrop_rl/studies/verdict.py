@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stepdrop_rl.config import StudyConfig
-from stepdrop_rl.studies.entries import Entry, difference, label, lost
+from stepdrop_rl.studies.entries import Entry, difference, difference_by_seed
 from stepdrop_rl.studies.plan import FULL, RIVALS, Job
 from stepdrop_rl.studies.spread import Estimate
 
@@ -118,42 +118,33 @@ class Study:
 
     def full(self, solver: str) -> Entry | None:
         """The full trajectory."""
-        return next((e for e in self.entries if e.name == FULL and e.solver == solver), None)
+        return next((e for e in self.entries if e.contender == FULL and e.solver == solver), None)
 
-    def looks(self, name: str) -> bool:
-        """Whether a contender is a learned policy that may look at the sample."""
-        return name in self.config.policies and name not in self.config.blind
-
-    def parts(self, name: str) -> tuple[str, str]:
-        """Of a control's name the policy's and its own; of another one's that, and nothing."""
-        owners = [policy for policy in self.config.policies if name.startswith(f"{policy}, ")]
-        if name in self.config.policies or not owners:
-            return name, ""
-        owner = max(owners, key=len)
-        return owner, name.removeprefix(f"{owner}, ")
+    def looks(self, entry: Entry | Job) -> bool:
+        """Whether it is a learned policy that may look at the sample, nothing taken away."""
+        name = entry.contender if isinstance(entry, Entry) else entry.name
+        return entry.control is None and name in self.config.policies and name not in self.config.blind
 
     def is_fixed(self, entry: Entry) -> bool:
         """Whether it is a rival in claim A: whoever gives all images the same schedule, and looks at none.
 
         A mixture of a single schedule is one, too; any other, and coin flips, are rivals in claim B.
         """
-        owner, control = self.parts(entry.name)
-        if control:
-            return owner in self.config.policies and control in map(label, _FIXED)
-        if entry.name in self.config.policies and entry.name not in self.config.blind:
-            return False
-        return entry.name != FULL and entry.is_one_schedule
+        if entry.control is not None:
+            return entry.control in _FIXED
+        return entry.contender != FULL and not self.looks(entry) and entry.is_one_schedule
 
     def is_blind(self, entry: Entry, policy: Entry) -> bool:
         """Whether it is a rival of ``policy`` in claim B: whoever does not look, nor its schedules dealt."""
-        if self.parts(entry.name)[1]:
-            return self.is_fixed(entry) or entry.name == f"{policy.name}, dealt"
-        return entry.name != FULL and not self.looks(entry.name)
+        if entry.control is not None:
+            own = entry.contender == policy.contender and entry.control in RIVALS
+            return own or self.is_fixed(entry)
+        return entry.contender != FULL and not self.looks(entry)
 
     def minus(self, policy: Entry, other: Entry, judge: str, metric: str) -> Estimate:
         """What a policy has more of than another contender, or one of its own controls."""
-        owner, control = self.parts(other.name)
-        return (lost if control and owner == policy.name else difference)(policy, other, judge, metric)
+        own = other.contender == policy.contender and other.control is not None
+        return (difference_by_seed if own else difference)(policy, other, judge, metric)
 
     def left_of(self, policy: Entry, controls: Sequence[str]) -> tuple[Job, ...]:
         """What is not judged yet of the policy, of these controls of it, and of all that do not look."""
@@ -161,8 +152,8 @@ class Study:
         return tuple(
             job
             for job in here
-            if (job.name == policy.name and job.control in (None, *controls))
-            or (job.control is None and job.name != FULL and not self.looks(job.name))
+            if (job.name == policy.contender and job.control in (None, *controls))
+            or (job.control is None and job.name != FULL and not self.looks(job))
         )
 
     def claim(
@@ -190,7 +181,7 @@ class Study:
         """Claim A, against all that is fixed, and claim B, against all that do not look."""
         beats_fixed, looking_pays = [], []
         for entry in self.entries:
-            if not self.looks(entry.name):
+            if not self.looks(entry):
                 continue
             here = self.at(entry.solver, entry.nfe)
             a = self.claim(entry, [e for e in here if self.is_fixed(e)], left=self.left_of(entry, _FIXED))

@@ -100,18 +100,22 @@ def test_the_figure_shows_the_policy_and_the_rivals_that_are_nearest():
 
 
 def test_a_policy_may_have_a_comma_in_its_name():
-    names = ("fork (orders, late)", "fork (orders, late), mean schedule", "fork", "fork, dealt", "uniform")
-    config = StudyConfig(policies={"fork": {}, "fork (orders, late)": {"algo": "fork"}}, nfe=[5.0])
-    found = Study(config, ["j"], {"j": "fd_j"}, [], [])
-    assert [found.parts(name) for name in names] == [
-        ("fork (orders, late)", ""),
-        ("fork (orders, late)", "mean schedule"),
-        ("fork", ""),
-        ("fork", "dealt"),
-        ("uniform", ""),
-    ]
-    fixed = [name for name in names if found.is_fixed(Entry(name, "ddim", 5, (result(name, 5, (1, 2)),)))]
-    assert fixed == ["fork (orders, late), mean schedule", "uniform"]
+    config = StudyConfig(policies={"fork": {}, "fork, dealt": {"algo": "fork"}}, nfe=[5.0])
+    entries, _ = gather_entries(
+        [
+            result("fork, dealt", 5, (1, 2)),
+            result("fork, dealt", 5, (1, 2), control="mean_schedule"),
+            result("fork", 5, (1, 2)),
+            result("fork", 5, (1, 2), control="dealt", rates=(0.5, 0.5)),
+            result("uniform", 5, (1, 2)),
+        ]
+    )
+    found = Study(config, ["j"], {"j": "fd_j"}, entries, [])
+    assert [e.contender for e in entries if found.looks(e)] == ["fork, dealt", "fork"]
+    assert [e.name for e in entries if found.is_fixed(e)] == ["fork, dealt, mean schedule", "uniform"]
+    other, _, fork, dealt, _ = entries
+    assert found.is_blind(dealt, fork)
+    assert not found.is_blind(dealt, other)
 
 
 def test_results_are_gathered_by_contender_and_the_unreachable_told_once():
