@@ -138,10 +138,8 @@ def jobs(config: StudyConfig) -> list[Job]:
     every = list(_matrix(config))
     if not config.only:
         return every
-    wanted = {job for job in every if job.kind == "judge" and job.name in config.only}
-    further = wanted
-    while further := {need for job in further for need in needs(config, job)} - wanted:
-        wanted |= further
+    asked = {job for job in every if job.kind == "judge" and job.name in config.only}
+    wanted = _with_needs(config, asked)
     return [job for job in every if job in wanted]
 
 
@@ -200,6 +198,14 @@ def needs(config: StudyConfig, job: Job) -> list[Job]:
     return [replace(job, kind="train", nfe=0.0, control=None)]
 
 
+def _with_needs(config: StudyConfig, some: set[Job]) -> set[Job]:
+    """Jobs, those that they need, those that these need, and so on."""
+    found, further = set(some), some
+    while further := {need for job in further for need in needs(config, job)} - found:
+        found |= further
+    return found
+
+
 def _search_cost(reference: str, nfe: float) -> float:
     """Of one search: what it draws once, and trajectories of ``nfe`` evaluations; xue draws nothing."""
     from agents.search import blackbox, energy, gits, ld3, mixture, oss, read_search
@@ -235,6 +241,20 @@ def cost(config: StudyConfig, job: Job, root: Path) -> float:
     episodes = training.decisions / max(training.env.num_decisions - 1, 1)
     looks = training.decisions / training.judge_every + 1
     return episodes * _episode_cost(training) + looks * _LOOK_PRICES * training.judge_samples * _LOOK_NFE
+
+
+def effort(config: StudyConfig, name: str, solver: str, nfe: float) -> float:
+    """What finding a policy or a schedule for one budget took, all that it needs included, as in :func:`cost`.
+
+    Of a policy's training, which serves all its budgets alike, a budget's share.
+    """
+    if name not in config.policies:
+        return cost(config, Job("search", name, solver, nfe), Path())
+    return sum(
+        cost(config, job, Path()) / (len(budgets_of(config, job.name)) if job.kind == "train" else 1)
+        for job in _with_needs(config, {Job("train", name, solver)})
+        if job.nfe in (0, nfe)
+    )
 
 
 def _episode_cost(training: TrainPolicyConfig) -> float:

@@ -10,7 +10,7 @@ from stepdrop_rl.report.figures import png
 from stepdrop_rl.report.page import Block, write_page
 from stepdrop_rl.studies.entries import Entry, difference_by_seed, label, ratio
 from stepdrop_rl.studies.figures import rates_by_budget, study_curves
-from stepdrop_rl.studies.plan import FULL, listed
+from stepdrop_rl.studies.plan import FULL, effort, listed
 from stepdrop_rl.studies.spread import Estimate
 from stepdrop_rl.studies.verdict import Claim, Study
 
@@ -63,6 +63,7 @@ def compose(study: Study) -> list[Block]:
         for name, path in study.pictures.items():
             blocks += [Block(text=name), Block(picture=(f"given_{path.name}", path.read_bytes()))]
     blocks += _sight(study)
+    blocks += _efforts(study)
     blocks += _questions(study)
     if study.unreachable:
         blocks.append(Block(heading="Out of reach"))
@@ -227,6 +228,30 @@ def _sight(study: Study) -> list[Block]:
     )
     header = ["policy", "solver", "of another sample", *(f"{nfe:g} evaluations" for nfe in study.config.nfe)]
     return [Block(heading="What the policy looks at"), Block(text=text), Block(table=(header, rows))]
+
+
+def _efforts(study: Study) -> list[Block]:
+    """What finding policies and schedules took, budget by budget."""
+    config = study.config
+    rows = []
+    for solver in config.solvers:
+        judged = {(e.contender, e.nfe) for e in study.entries if e.solver == solver and e.control is None}
+        for name in (*config.policies, *config.searches):
+            cells = [
+                f"{effort(config, name, solver, nfe) / 1000:,.0f}" if (name, nfe) in judged else "–"
+                for nfe in config.nfe
+            ]
+            if any(cell != "–" for cell in cells):
+                rows.append([name, solver, *cells])
+    if not rows:
+        return []
+    text = (
+        "Thousands of network evaluations of single images that finding each took, by estimate; a gradient "
+        "through one counts as four. Of a policy's training a budget's share, with the searches that it "
+        "begins with (where they are files, without them)."
+    )
+    header = ["contender", "solver", *(f"for {nfe:g} evaluations" for nfe in config.nfe)]
+    return [Block(heading="What finding them took"), Block(text=text), Block(table=(header, rows))]
 
 
 def _questions(study: Study) -> list[Block]:

@@ -14,7 +14,7 @@ from envs.errors import UserError
 from stepdrop_rl import arena
 from stepdrop_rl.config import StudyConfig
 from stepdrop_rl.pricing import settled_price
-from stepdrop_rl.studies.plan import Job, cost, jobs, listed, training_of
+from stepdrop_rl.studies.plan import Job, cost, effort, jobs, listed, training_of
 from stepdrop_rl.weights import read_json, write_json
 
 from .conftest import call
@@ -375,6 +375,11 @@ def test_a_policy_comes_after_the_one_whose_run_it_starts_from(tmp_path):
     training = training_of(config, Job("train", "other", "multistep", seed=1), tmp_path)
     assert training.start_from == str(tmp_path / "policies" / "fork-multistep-1")
     assert training.hyperparameters == {"plans": [str(tmp_path / "schedules" / "energy-multistep-4.json")]}
+    searched = cost(config, Job("search", "energy", "multistep", 4.0), tmp_path)
+    first, other = (cost(config, Job("train", name, "multistep"), tmp_path) for name in ("fork", "other"))
+    assert effort(config, "energy", "multistep", 4.0) == searched
+    assert effort(config, "fork", "multistep", 4.0) == first + searched
+    assert effort(config, "other", "multistep", 4.0) == other + first + searched
     judged = 7 * training.judge_samples * 6 * (training.decisions // training.judge_every + 1)
     assert cost(config, Job("train", "other", "multistep"), tmp_path) == judged, "what is drawn is drawn once"
     drawn = training.decisions / (training.env.num_decisions - 1) / 2  # the other half learns from them
