@@ -244,7 +244,7 @@ def cost(config: StudyConfig, job: Job, root: Path) -> float:
 
 
 def effort(config: StudyConfig, name: str, solver: str, nfe: float) -> float:
-    """What finding a policy or a schedule for one budget took, all that it needs included, as in :func:`cost`.
+    """What finding a policy or a schedule for a budget took, all that it needs included, as in :func:`cost`.
 
     Of a policy's training, which serves all its budgets alike, a budget's share.
     """
