@@ -157,7 +157,7 @@ class Workshop:
             self._judge(job)
 
     def fingerprint(self, job: Job) -> str:
-        """Of everything that a result depends on."""
+        """Of what a result depends on in this version: judges are known by name, the machine by its kind."""
         config = self.config
         parts = [self.model.hash, job.label, config.num_samples, config.blocks, config.seed]
         parts += [self.device.type, config.precision, *self.judges]
