@@ -123,8 +123,9 @@ class ForkLearner(ThroughSampler):
         self.deciding = Deciding(
             plans, self.dealing, self.cascade, quality.real, quality.views, rival, margins
         )
-        for network in (self.dealing.actor, *self.cascade.layered[1:]):
-            blind(network, str(h["sees"]), inputs)  # and the first one, actor_network, where it is made
+        for network in (self.dealing.actor, *self.cascade.layered):
+            if network is not self.actor_network:  # which is blinded where it is made known
+                blind(network, str(h["sees"]), inputs)
         if not h["first_look"]:
             see_only(self.dealing.actor, range(inputs, inputs + len(plans.counts)))
         self.average = Average({"dealing": self.dealing, "cascade": self.cascade}, self._horizon())

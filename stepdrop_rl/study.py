@@ -180,7 +180,8 @@ def _log(config: StudyConfig, parent: Run, study: Study) -> None:
     for letter, claims in zip("ab", study.claims(), strict=True):
         for claim in claims:
             name, nearest = f"{claim.policy.name}-{claim.policy.solver}", claim.nearest.distance
-            told = {"minus_nearest": nearest.mean, "half_width": nearest.half_width, "holds": claim.holds}
+            told = {"minus_nearest": nearest.mean, "half_width": nearest.half_width}
+            told |= {"holds": claim.holds, "left": len(claim.left)}
             numbers = {f"claim_{letter}/{name}/{key}": value for key, value in told.items()}
             parent.log_metrics(numbers, round(claim.policy.nfe))
     judge = study.judges[0]

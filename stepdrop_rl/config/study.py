@@ -77,7 +77,7 @@ class StudyConfig(CommonConfig):
             judge, or where that is the data set's, validation).
         only: Contenders to judge, and what they need, of all those above (default: all of them).
         made: Folder of a study of the same policies and searches: what they found there is judged, nothing is
-            trained or searched.
+            trained or searched; a last time with a * is tuned anew.
         num_samples: Images of each contender at each budget.
         blocks: Disjoint blocks of noise.
         teacher_steps: Evaluations of the full trajectory.

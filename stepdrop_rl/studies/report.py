@@ -31,7 +31,7 @@ def compose(study: Study) -> list[Block]:
     config = study.config
     blocks = [Block(text=_opening(study))]
     if study.left:
-        text = f"{len(study.left)} judgements are to be made yet, of those whom the last part lists."
+        text = f"{len(study.left)} judgements are still missing (listed at the end)."
         blocks.append(Block(text=text))
     for solver in config.solvers:
         if not study.ends_are_sound(solver):
@@ -152,7 +152,7 @@ def _claims(heading: str, claims: Sequence[Claim], study: Study) -> list[Block]:
             _signed(claim.nearest.distance, 2),
             _signed(claim.nearest.kid, 4),
             _signed(claim.nearest.precision, 3),
-            str(len(claim.against)) + (f", {len(claim.left)} not judged" if claim.left else ""),
+            str(len(claim.against)) + (f", {len(claim.left)} judgements missing" if claim.left else ""),
             claim.word + (f": {claim.fault}" if claim.fault else ""),
             *(_nearest_by(other, claim, study) for other in study.judges[1:]),
         ]

@@ -57,9 +57,10 @@ def _estimate(blocks: Sequence[float], *learned: Cells) -> Estimate:
             wholes.append(over_seeds)
             twice.append(rest)
     variance = sum(part.variance for part in wholes) - sum(part.variance for part in twice)
-    widest = max(wholes)
+    widest = max(wholes, key=lambda part: part.variance)
     if variance <= widest.variance:  # the other source is lost in the rest
         return Estimate(over_blocks.mean, t_quantile(widest.degrees) * math.sqrt(widest.variance))
+    # Satterthwaite: each mean square's own square counts, whether it is added or taken away.
     degrees = variance**2 / sum(part.variance**2 / part.degrees for part in (*wholes, *twice))
     return Estimate(over_blocks.mean, t_quantile(degrees) * math.sqrt(variance))
 

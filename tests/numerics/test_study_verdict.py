@@ -293,9 +293,9 @@ def test_the_report_tells_who_was_not_judged():
     nobody = study()
     left = [Job("judge", name, "ddim", 5.0) for name in ("gits", "xue")]
     told = [block.text for block in compose(replace(nobody, left=left))]
-    assert told[1] == "2 judgements are to be made yet, of those whom the last part lists."
+    assert told[1] == "2 judgements are still missing (listed at the end)."
     assert told[-1] == "gits at 5, ddim; xue at 5, ddim."
-    assert not any("to be made yet" in str(block.text) for block in compose(nobody))
+    assert not any("still missing" in str(block.text) for block in compose(nobody))
 
 
 def test_a_full_trajectory_that_few_evaluations_beat_is_noticed():
