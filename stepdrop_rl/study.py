@@ -34,6 +34,7 @@ def run(config: StudyConfig) -> None:
     root = Path(config.output) if config.output else run_folder(config.data.name, "study")
     shop = Workshop(config, root)
     todo = jobs(config)
+    shop.require_made(todo)
     if config.plan:
         print(_plan(config, shop, todo))
         return

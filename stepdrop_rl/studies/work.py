@@ -106,14 +106,15 @@ class Workshop:
             return bool(found.get("model_hash") == self.model.hash and seen == self.config.extractor)
         return bool(found.get("fingerprint") == self.fingerprint(job))
 
-    def require_same_settings(self, todo: Iterable[Job]) -> None:
-        """Raise :class:`UserError` where a policy's folder holds a run that learned by other settings.
-
-        And where what another study made is to be judged, but is not there.
-        """
+    def require_made(self, todo: Iterable[Job]) -> None:
+        """Raise :class:`UserError` where what another study made is to be judged, but is not there."""
         for job in todo:
             if self.config.made and job.kind != "judge" and not self.done(job):
                 raise UserError(f"{self.made} does not hold what was to be made there: {job.label}")
+
+    def require_same_settings(self, todo: Iterable[Job]) -> None:
+        """Raise :class:`UserError` where a policy's folder holds a run that learned by other settings."""
+        for job in todo:
             path = self.path(job)
             kept = read_json(path).get("settings") if job.kind == "train" and path.is_file() else None
             changed = changes(kept, training_of(self.config, job, self.made)) if kept else []

@@ -136,8 +136,9 @@ def test_a_study_is_done_told_and_not_done_again(capsys, tmp_path):
     other = next(r for r in told if (r["name"], r["seed"], r["control"]) == ("imitator", 0, None))
     assert other["judges"] != first["judges"]
     capsys.readouterr()
-    assert call("study", *options(**again | {"made": "elsewhere"})) == 2
-    assert "elsewhere does not hold what was to be made there: train imitator" in capsys.readouterr().err
+    for flags in ([], ["--plan"]):
+        assert call("study", *options(**again | {"made": "elsewhere"}), *flags) == 2
+        assert "elsewhere does not hold what was to be made there: train imitator" in capsys.readouterr().err
 
     assert call("study", *options(**QUICK, num_samples=64)) == 0
     assert read_json("s/results/uniform-multistep-4-0.json")["fingerprint"] != fingerprint
