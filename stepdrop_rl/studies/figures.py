@@ -58,8 +58,9 @@ def study_curves(study: Study, solver: str) -> Figure:
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(3, 1)))
         axes.set_xlabel("network evaluations per image (mean)")
-        axes.set_ylabel(f"{study.distance} (lower is better; bars: of noise, which all share)")
-        axes.set_title(f"{study.config.data.name}, solver {solver}", loc="left", fontsize=10)
+        axes.set_ylabel(f"{study.distance} (lower is better)")
+        title = f"{study.config.data.name}, solver {solver} (bars: the noise's spread, which all share)"
+        axes.set_title(title, loc="left", fontsize=10)
         if axes.get_legend_handles_labels()[0]:  # none while nobody is judged
             figure.legend(loc="outside lower center", frameon=False, fontsize=7, ncols=3)
     return figure
