@@ -36,7 +36,8 @@ from stepdrop_rl.metrics import (
     gather,
     load_reference,
 )
-from stepdrop_rl.metrics.distances import frechet_distance, kid
+from stepdrop_rl.metrics.distances import frechet_distance
+from stepdrop_rl.metrics.pairs import kid
 from stepdrop_rl.models.unet import Model, load_model
 from stepdrop_rl.parallel import World, device_of
 from stepdrop_rl.policies import check_name, given, make_agent
@@ -131,7 +132,7 @@ class Arena:
         """Fréchet distance, under its name, and ``kid`` of images that the judge sees as (M, F)."""
         return {
             distance_name(self.extractor.name): frechet_distance(features, self.reference.statistics),
-            "kid": kid(features, self.reference.features),
+            "kid": kid(features, self.reference.cloud),
         }
 
     def full(self, num_samples: int) -> Tensor:

@@ -162,7 +162,8 @@ class _Judge:
         from stepdrop_rl.engine import Engine
         from stepdrop_rl.grid_ends import default_ends
         from stepdrop_rl.metrics import gather
-        from stepdrop_rl.metrics.distances import frechet_distance, kid
+        from stepdrop_rl.metrics.distances import frechet_distance
+        from stepdrop_rl.metrics.pairs import kid
         from stepdrop_rl.solvers import make_solver
 
         times = torch.linspace(*default_ends(denoiser.schedule), nfe, dtype=torch.float64)
@@ -174,7 +175,7 @@ class _Judge:
         return {
             which: {
                 "fd": frechet_distance(features, reference.statistics),
-                "kid": kid(features, reference.features),
+                "kid": kid(features, reference.cloud),
             }
             for which, reference in self.references.items()
         }

@@ -180,7 +180,8 @@ def _with_chosen_ends(
     """Judge full trajectories between candidate ends by the validation extractor, on validation noise."""
     from stepdrop_rl.grid_ends import Ends, choose_ends
     from stepdrop_rl.metrics import gather, load_reference
-    from stepdrop_rl.metrics.distances import frechet_distance, kid
+    from stepdrop_rl.metrics.distances import frechet_distance
+    from stepdrop_rl.metrics.pairs import kid
 
     extractor, reference = load_reference(config.data, config.ends_judge, trainer.schedule.device)
     tried: list[Ends] = []
@@ -193,7 +194,7 @@ def _with_chosen_ends(
         features = gather(images, extractor)[0]
         if config.ends_judge == "validation":
             return frechet_distance(features, reference.statistics)
-        return kid(features, reference.features)
+        return kid(features, reference.cloud)
 
     best = choose_ends(
         trainer.denoiser,

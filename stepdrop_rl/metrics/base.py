@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from envs.registry import Registry
 from stepdrop_rl.metrics.distances import Statistics
+from stepdrop_rl.metrics.pairs import Cloud, cloud
 
 
 class FeatureExtractor(Protocol):
@@ -82,6 +84,11 @@ class Reference:
         """How many images the statistics are of."""
         return len(self.features) if self.counted is None else self.counted
 
+    @cached_property
+    def cloud(self) -> Cloud:
+        """What pairs of its features say, found once."""
+        return cloud(self.features)
+
 
 EXTRACTORS = Registry(
     "extractor",
@@ -99,10 +106,8 @@ METRICS = Registry(
     "metric",
     {
         "frechet": "stepdrop_rl.metrics.suite:frechet",
-        "kid": "stepdrop_rl.metrics.suite:kid",
         "inception_score": "stepdrop_rl.metrics.suite:inception_score",
-        "precision_recall": "stepdrop_rl.metrics.suite:precision_recall",
-        "density_coverage": "stepdrop_rl.metrics.suite:density_coverage",
+        "pairs": "stepdrop_rl.metrics.suite:pairs",
         "vendi": "stepdrop_rl.metrics.suite:vendi",
     },
 )

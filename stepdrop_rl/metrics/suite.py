@@ -1,4 +1,6 @@
-"""The registered metrics: names for the numbers of :mod:`~stepdrop_rl.metrics.distances`."""
+"""The registered metrics: names for the numbers of :mod:`~stepdrop_rl.metrics.distances` and of
+:mod:`~stepdrop_rl.metrics.pairs`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ from torch import Tensor
 
 from stepdrop_rl.metrics import distances
 from stepdrop_rl.metrics.base import Reference, distance_name
+from stepdrop_rl.metrics.pairs import MANIFOLD_NEIGHBOURS, cloud, compare
 
 
 def frechet(features: Tensor, logits: Tensor, reference: Reference) -> dict[str, float]:
@@ -13,24 +16,17 @@ def frechet(features: Tensor, logits: Tensor, reference: Reference) -> dict[str,
     return {distance_name(reference.extractor): distances.frechet_distance(features, reference.statistics)}
 
 
-def kid(features: Tensor, logits: Tensor, reference: Reference) -> dict[str, float]:
-    """``kid``: unbiased kernel distance; lower is better, about 0 (or just below) for real images."""
-    return {"kid": distances.kid(features, reference.features)}
+def pairs(features: Tensor, logits: Tensor, reference: Reference) -> dict[str, float]:
+    """``kid``: lower is better, about 0 (or just below) for real images. ``precision``, ``recall``: higher is
+    better. ``density``, ``coverage``: higher is better, real images have about 1 and 0.97.
+    """
+    distances.require(len(features), MANIFOLD_NEIGHBOURS + 1, "density and coverage")
+    return compare(cloud(features), reference.cloud)._asdict()
 
 
 def inception_score(features: Tensor, logits: Tensor, reference: Reference) -> dict[str, float]:
     """``is_mean``: Inception score in this extractor's classes; higher is better."""
     return {"is_mean": distances.inception_score(logits).mean}
-
-
-def precision_recall(features: Tensor, logits: Tensor, reference: Reference) -> dict[str, float]:
-    """``precision``, ``recall``; higher is better."""
-    return distances.precision_recall(features, reference.features)._asdict()
-
-
-def density_coverage(features: Tensor, logits: Tensor, reference: Reference) -> dict[str, float]:
-    """``density``, ``coverage``; higher is better, real images have about 1 and 0.97."""
-    return distances.density_coverage(features, reference.features)._asdict()
 
 
 def vendi(features: Tensor, logits: Tensor, reference: Reference) -> dict[str, float]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from envs.errors import UserError
 from stepdrop_rl.config import DataConfig
@@ -36,6 +37,7 @@ from stepdrop_rl.metrics import (
     make_reference,
     over_blocks,
     paired_difference,
+    pairs,
     quality,
     reference,
 )
@@ -256,7 +258,7 @@ def test_what_cannot_be_judged_is_refused() -> None:
         quality(images, real, extractor)
     with pytest.raises(UserError, match="no images"):
         quality(images[:0], real, extractor)
-    with pytest.raises(UserError, match="at least 4 images, not 3"):
+    with pytest.raises(UserError, match="at least 6 images, not 3"):
         quality(images[:3], real, extractor)
     with pytest.raises(UserError, match="the reference is digits_judge's"):
         quality(images, real, load_extractor("reward"))
@@ -327,20 +329,20 @@ def _kid_by_definition(f: Tensor, g: Tensor) -> float:
 
 def test_kid_is_its_definition_whatever_the_sizes() -> None:
     f, g = _normal(9, 5, 0).double(), _normal(14, 5, 1, shift=0.3).double()
-    assert distances.kid(f, g) == pytest.approx(_kid_by_definition(f, g), rel=1e-10)
+    assert pairs.kid(f, g) == pytest.approx(_kid_by_definition(f, g), rel=1e-10)
 
 
 def test_kid_agrees_with_torch_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
     f, g = _normal(300, 16, 0), _normal(300, 16, 1, shift=0.3)
-    whole = distances.kid(f, g)
+    whole = pairs.kid(f, g)
     options = {"kid_subsets": 1, "kid_subset_size": 300, "verbose": False}
     theirs = kid_features_to_metric(f.double(), g.double(), **options)
     assert whole == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-10)
     # Large sets: a mean over subsets, of the same quantity.
-    monkeypatch.setattr(distances, "KID_FULL_LIMIT", 100)
-    monkeypatch.setattr(distances, "KID_SUBSET", 150)
-    subsets = distances.kid(f, g, seed=0)
-    assert subsets == distances.kid(f, g, seed=0) != distances.kid(f, g, seed=1)
+    monkeypatch.setattr(pairs, "KID_FULL_LIMIT", 100)
+    monkeypatch.setattr(pairs, "KID_SUBSET", 150)
+    subsets = pairs.kid(f, g, seed=0)
+    assert subsets == pairs.kid(f, g, seed=0) != pairs.kid(f, g, seed=1)
     assert subsets == pytest.approx(whole, rel=0.1)
 
 
@@ -368,10 +370,32 @@ def test_precision_and_recall_of_points_on_a_line() -> None:
     """The third neighbours of 0, 1, 2, 3 give balls [-3, 3], [-1, 3], [0, 4], [0, 6]."""
     real = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
     wide = torch.tensor([[-3.5], [-3.0], [6.0], [6.5]])  # two inside, two just outside; huge balls
-    assert distances.precision_recall(wide, real) == (0.5, 1.0)
+    assert pairs.precision_recall(wide, real) == (0.5, 1.0)
     narrow = torch.tensor([[3.0], [3.1], [3.2], [3.3]])  # all inside; their balls reach 3 alone
-    assert distances.precision_recall(narrow, real) == (1.0, 0.25)
-    assert distances.precision_recall(real + 100, real) == (0.0, 0.0)
+    assert pairs.precision_recall(narrow, real) == (1.0, 0.25)
+    assert pairs.precision_recall(real + 100, real) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("num", "others"), [(256, 256), (300, 700), (700, 300)])
+def test_precision_and_recall_agree_with_torch_fidelity(num: int, others: int) -> None:
+    """Whatever rows are looked at together, in features of units and far off the origin."""
+    f, g = 1.2 * _normal(num, 12, 0) + 40.2, _normal(others, 12, 1) + 40.0
+    options = {"prc_neighborhood": 3, "save_cpu_ram": False, "verbose": False, "prc_batch_size": 100}
+    theirs = prc_features_to_metric(f.double(), g.double(), **options)
+    found = pairs.precision_recall(f, g)
+    assert found == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-7)  # theirs: float32
+    assert 0.05 < found.precision < 0.95
+    assert 0.05 < found.recall < 0.95
+
+
+def test_one_pass_says_what_each_says_alone() -> None:
+    f, g = pairs.cloud(_normal(300, 8, 0)), pairs.cloud(_normal(500, 8, 1, shift=0.4))
+    found = pairs.compare(f, g)
+    assert found.kid == pairs.kid(f.features, g.features)
+    assert found[1:3] == pairs.precision_recall(f.features, g)
+    assert found[3:] == pairs.density_coverage(f, g.features)
+    reference = Reference("hand", g.features, distances.statistics(g.features))
+    assert reference.cloud is reference.cloud
 
 
 # --- blocks -------------------------------------------------------------------------------------------------

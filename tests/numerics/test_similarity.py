@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stepdrop_rl.metrics import distances, load_extractor
+from stepdrop_rl.metrics import distances, load_extractor, pairs
 from stepdrop_rl.metrics.similarity import perceptual_distance, similarity
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -53,16 +53,16 @@ def test_density_and_coverage_against_loops():
     inside = np.array(
         [[np.linalg.norm(x - y) < r for y in f.numpy()] for x, r in zip(g.numpy(), radius, strict=True)]
     )
-    found = distances.density_coverage(f, g)
+    found = pairs.density_coverage(f, g)
     assert found.density == pytest.approx(inside.sum() / (k * len(f)))
     assert found.coverage == pytest.approx(inside.any(1).mean())
 
 
 def test_density_and_coverage_of_extremes():
     g = torch.randn(200, 4, generator=GENERATOR)
-    assert distances.density_coverage(g + 100, g) == (0, 0)
+    assert pairs.density_coverage(g + 100, g) == (0, 0)
     one_mode = g[:1].expand(50, -1) + 1e-3 * torch.randn(50, 4, generator=GENERATOR)
-    collapsed = distances.density_coverage(one_mode, g)
+    collapsed = pairs.density_coverage(one_mode, g)
     assert collapsed.density > 0.2
     assert collapsed.coverage < 0.15
 

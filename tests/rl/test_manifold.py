@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from agents.manifold import NEIGHBOURS, Manifold
-from stepdrop_rl.metrics import distances
+from stepdrop_rl.metrics import pairs
 
 
 def test_those_of_positive_realism_are_those_that_precision_counts():
     generator = torch.Generator().manual_seed(0)
     real = torch.randn(300, 6, generator=generator)
     drawn = 1.3 * torch.randn(2500, 6, generator=generator)
-    assert NEIGHBOURS == distances.NEIGHBOURS
+    assert NEIGHBOURS == pairs.NEIGHBOURS
     found = Manifold(real).log_realism(drawn)
-    precision = distances.precision_recall(drawn, real).precision
+    precision = pairs.precision_recall(drawn, real).precision
     assert float((found >= 0).double().mean()) == pytest.approx(precision, abs=1e-6)
     assert 0.1 < precision < 0.9
 
