@@ -6,6 +6,7 @@ the model is :class:`agents.search.base.Ground`; the noise it sees is that of tr
 order-1 (DDIM) jumps, whatever the solver that will run what they find. A method of ``LENGTHENED`` may be told
 to search for longer, ``energy:effort=8``: with so many times its own network evaluations, roughly. One of
 ``ORDERED`` may be told to let jumps look back on fewer evaluations than the solver does, ``energy:order=2``.
+One of ``TAUGHT`` may be told how much its teacher's results weigh, ``energy:teacher=0.03``.
 """
 
 from __future__ import annotations
@@ -39,17 +40,19 @@ ORACLES = frozenset({"oss_oracle"})
 ORDER_1 = frozenset({"gits", "oss", "oss_oracle"})
 LENGTHENED = frozenset({"ld3", "energy", "blackbox", "mixture"})
 ORDERED = frozenset({"ld3", "energy", "blackbox"})
+TAUGHT = frozenset({"energy"})
 
 
 class SearchReference(NamedTuple):
     """A method of search by name, how long it searches, and on how many evaluations jumps look back at most.
 
-    ``order`` None: as many as the solver does.
+    ``order`` None: as many as the solver does. ``teacher`` None: the weight that the method gives it.
     """
 
     method: str
     effort: float = 1.0
     order: int | None = None
+    teacher: float | None = None
 
 
 def _effort(text: str) -> float:
@@ -66,16 +69,27 @@ def _order(text: str) -> int:
     return int(order)
 
 
+def _weight(text: str) -> float:
+    weight = number(text)
+    if not 0 <= weight < float("inf"):
+        raise UserError(f"must not be negative, not '{text}'")
+    return weight
+
+
 def _settings_of(method: str) -> Mapping[str, Parser]:
     SEARCHES[method]  # there must be one of this name
-    lengthened: dict[str, Parser] = {"effort": _effort} if method in LENGTHENED else {}
-    return lengthened | ({"order": _order} if method in ORDERED else {})
+    known: dict[str, tuple[frozenset[str], Parser]] = {
+        "effort": (LENGTHENED, _effort),
+        "order": (ORDERED, _order),
+        "teacher": (TAUGHT, _weight),
+    }
+    return {name: parser for name, (methods, parser) in known.items() if method in methods}
 
 
 def read_search(reference: str) -> SearchReference:
     """What ``reference`` names; :class:`UserError` where there is no such method or setting."""
     method, values = read_reference("search method", reference, _settings_of)
-    return SearchReference(method, values.get("effort", 1.0), values.get("order"))
+    return SearchReference(method, **values)
 
 
 def make_search(reference: str) -> Search:
@@ -84,7 +98,8 @@ def make_search(reference: str) -> Search:
     Raises:
         UserError: As of :func:`read_search`.
     """
-    method, effort, _ = read_search(reference)
+    method, effort, _, teacher = read_search(reference)
     search = SEARCHES.load(method)
-    found: Search = partial(search, effort=effort) if method in LENGTHENED else search
+    settings = {"effort": effort} if method in LENGTHENED else {}
+    found: Search = partial(search, **settings, **({} if teacher is None else {"teacher": teacher}))
     return found

@@ -6,9 +6,10 @@ here is both, in the reward's features f, with r of real images and d the typica
     w·E‖f − f_teacher‖/d + (2·E‖f − r‖ − E‖f − f′‖)/d.
 
 The second term is the energy distance (Székely and Rizzo 2013) but for a constant; batches estimate it
-without bias. The first keeps the gradient's noise low, and a small w keeps it from deciding. The gaps in lam
-are a softmax; the last one, from the last evaluation to t = 0, is free as well.
-Adam, whose step falls linearly to 0. Shapes: B = batch; K evaluations; F features.
+without bias. The first keeps the gradient's noise low, and a small w keeps it from deciding; where many
+evaluations leave little energy to tell schedules apart, an eighth is not small (``teacher`` sets another).
+The gaps in lam are a softmax; the last one, from the last evaluation to t = 0, is free as well. Adam, whose
+step falls linearly to 0. Shapes: B = batch; K evaluations; F features.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def _times(theta: Tensor, ground: Ground, ends: Tensor) -> Tensor:
     return torch.cat((theta.new_full((1,), ground.t_start), later))
 
 
-def search(nfe: int, ground: Ground, seed: int, effort: float = 1.0) -> Found:
+def search(
+    nfe: int, ground: Ground, seed: int, effort: float = 1.0, teacher: float = TEACHER_WEIGHT
+) -> Found:
     """Return the schedule whose results are near their teachers' and, together, near the real images."""
     if nfe == 1:
         return Found([ground.t_start], 0.0)
@@ -64,7 +67,7 @@ def search(nfe: int, ground: Ground, seed: int, effort: float = 1.0) -> Found:
         against = real[torch.randint(len(real), (NUM_REAL,), generator=generator)]
         features = ground.features(ground.draw(_times(theta, ground, ends), images.tolist()))
         astray = (features - wanted[images]).square().sum(1).clamp(min=1e-12).sqrt().mean()
-        loss = (TEACHER_WEIGHT * astray + energy(features, against)) / typical
+        loss = (teacher * astray + energy(features, against)) / typical
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

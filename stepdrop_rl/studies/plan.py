@@ -210,7 +210,7 @@ def _search_cost(reference: str, nfe: float) -> float:
     """Of one search: what it draws once, and trajectories of ``nfe`` evaluations; xue draws nothing."""
     from agents.search import blackbox, energy, gits, ld3, mixture, oss, read_search
 
-    method, effort, _ = read_search(reference)
+    method, effort, *_ = read_search(reference)
     once = {
         "gits": gits.NUM_IMAGES * gits.GRID,
         "oss": oss.NUM_IMAGES * oss.GRID**2 // 2,

@@ -325,6 +325,17 @@ def test_energy_finds_a_better_schedule_than_even_times(monkeypatch):
     assert found == energy.search(4, ground, 0)
 
 
+def test_the_teachers_weight_is_that_of_its_part_of_the_loss(monkeypatch):
+    monkeypatch.setattr(energy, "STEPS", 1)
+    ground = analytic_ground_with_pixels()
+    real = ground.draw(torch.linspace(START, END, 20, dtype=torch.float64), range(2000, 4048)).flatten(1)
+    ground.real_features = lambda count: real[:count]
+    names = ("energy:teacher=0", "energy", "energy:teacher=1")
+    none, usual, all_of_it = (make_search(name)(4, ground, 0).trace[0] for name in names)
+    assert usual - none == pytest.approx(energy.TEACHER_WEIGHT * (all_of_it - none), rel=1e-6)
+    assert all_of_it > none + 0.01
+
+
 def test_blackbox_finds_the_minimum_of_a_known_distance():
     ground = analytic_ground()
     wanted = torch.tensor([START, 800.0, 500.0, 333.0, 150.0], dtype=torch.float64)
@@ -397,9 +408,9 @@ def test_effort_multiplies_a_searchs_evaluations(method, monkeypatch):
 
 
 def test_an_effort_that_makes_no_sense_is_refused():
-    assert read_search("oss") == ("oss", 1.0, None)
-    assert read_search("energy:effort=8") == ("energy", 8.0, None)
-    assert read_search("energy:order=2:effort=8") == ("energy", 8.0, 2)
+    assert read_search("oss") == ("oss", 1.0, None, None)
+    assert read_search("energy:effort=8") == ("energy", 8.0, None, None)
+    assert read_search("energy:order=2:effort=8") == ("energy", 8.0, 2, None)
     for reference, said in [
         ("energi", "did you mean 'energy'"),
         ("energy:effort=0", "must be positive"),
@@ -411,6 +422,8 @@ def test_an_effort_that_makes_no_sense_is_refused():
         ("energy:order=inf", "must be a whole number"),
         ("energy:order=nan", "must be a whole number"),
         ("mixture:order=2", "unknown setting"),
+        ("energy:teacher=-1", "must not be negative"),
+        ("ld3:teacher=1", "unknown setting"),
     ]:
         with pytest.raises(UserError, match=said):
             read_search(reference)
