@@ -31,7 +31,8 @@ def compose(study: Study) -> list[Block]:
     config = study.config
     blocks = [Block(text=_opening(study))]
     if study.left:
-        text = f"{len(study.left)} judgements are still missing (listed at the end)."
+        count = "1 judgement is" if len(study.left) == 1 else f"{len(study.left)} judgements are"
+        text = f"{count} still missing (listed at the end)."
         blocks.append(Block(text=text))
     for solver in config.solvers:
         if not study.ends_are_sound(solver):
