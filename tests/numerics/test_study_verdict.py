@@ -295,7 +295,8 @@ def test_the_report_tells_who_was_not_judged():
     told = [block.text for block in compose(replace(nobody, left=left))]
     assert told[1] == "2 judgements are still missing (listed at the end)."
     assert told[-1] == "gits at 5, ddim; xue at 5, ddim."
-    assert compose(replace(nobody, left=left[1:]))[1].text == "1 judgement is still missing (listed at the end)."
+    one = compose(replace(nobody, left=left[1:]))[1].text
+    assert one == "1 judgement is still missing (listed at the end)."
     assert not any("still missing" in str(block.text) for block in compose(nobody))
 
 
