@@ -72,7 +72,7 @@ def _order(text: str) -> int:
 def _weight(text: str) -> float:
     weight = number(text)
     if not 0 <= weight < float("inf"):
-        raise UserError(f"must not be negative, not '{text}'")
+        raise UserError(f"must be finite and 0 at least, not '{text}'")
     return weight
 
 

@@ -6,8 +6,8 @@ here is both, in the reward's features f, with r of real images and d the typica
     w·E‖f − f_teacher‖/d + (2·E‖f − r‖ − E‖f − f′‖)/d.
 
 The second term is the energy distance (Székely and Rizzo 2013) but for a constant; batches estimate it
-without bias. The first keeps the gradient's noise low, and a small w keeps it from deciding; where many
-evaluations leave little energy to tell schedules apart, an eighth is not small (``teacher`` sets another).
+without bias. The first keeps the gradient's noise low, and a small w keeps it from deciding; where schedules
+differ little in energy, an eighth may decide (docs/history.md has a case). ``teacher`` sets another w.
 The gaps in lam are a softmax; the last one, from the last evaluation to t = 0, is free as well. Adam, whose
 step falls linearly to 0. Shapes: B = batch; K evaluations; F features.
 """
@@ -51,7 +51,7 @@ def search(
     steps, training = at_effort(STEPS, effort), at_effort(NUM_TRAINING, effort)
     fine = torch.linspace(ground.t_start, ground.t_end, TEACHER_POINTS, dtype=torch.float64)
     with torch.no_grad():
-        wanted = ground.features(ground.draw(fine, range(training)))
+        wanted = ground.features(ground.draw(fine, range(training))) if teacher else None
     real = ground.real_features(2 * NUM_REAL)
     typical = torch.cdist(real[::2], real[1::2]).median()
     even = torch.linspace(ground.t_start, ground.t_end, nfe, dtype=torch.float64)
@@ -66,8 +66,10 @@ def search(
         images = torch.randint(training, (BATCH,), generator=generator)
         against = real[torch.randint(len(real), (NUM_REAL,), generator=generator)]
         features = ground.features(ground.draw(_times(theta, ground, ends), images.tolist()))
-        astray = (features - wanted[images]).square().sum(1).clamp(min=1e-12).sqrt().mean()
-        loss = (teacher * astray + energy(features, against)) / typical
+        loss = energy(features, against) / typical
+        if wanted is not None:
+            astray = (features - wanted[images]).square().sum(1).clamp(min=1e-12).sqrt().mean()
+            loss = loss + teacher * astray / typical
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -214,7 +214,7 @@ class SearchConfig(CommonConfig):
         method: xue, gits, oss, ld3, energy, blackbox, mixture, or oss_oracle (every training noise its own);
             energy:effort=8 searches for so much longer (ld3, energy, blackbox and mixture can),
             energy:order=2 with jumps of a lower order than the solver's (ld3, energy and blackbox can),
-            energy:teacher=0.03 with its teacher's results at that weight (the usual one is 0.125).
+            energy:teacher=0.03 with its teacher's results at that weight in place of 0.125 (energy can).
         nfe: Evaluations per image.
         solver: A solver, with its settings if it has any: ddim:eta=0.5 (gits and oss write it into the file,
             but search with order-1 jumps).

@@ -63,8 +63,8 @@ class StudyConfig(CommonConfig):
             the policy before it whose run of the same seed it starts from, train: options of train_policy,
             again: others for the seeds after the first, which start from its run: 'fork' from its looks}.
         searches: Methods of search, at whole budgets; energy:effort=8 searches for so much longer,
-            energy:order=2 with jumps of a lower order than the solver's, energy:teacher=0.03 with less of a
-            teacher.
+            energy:order=2 with jumps of a lower order than the solver's, energy:teacher=0.03 with its
+            teacher's results at that weight in place of 0.125.
         baselines: Agents of a budget; a * after the name: with the last time that suits it best. A file or
             a list of times is judged at the budget that is its count, with its solver.
         controls: What is taken away from each policy (its first seed; of all its seeds, dealt) in turn:

@@ -1,9 +1,9 @@
 """How far generated features lie from real ones: pure functions on features gathered before.
 
-Thin, typed and quiet faces of torch-fidelity's pure functions (the numbers are its), with its traps taken
-out: everything runs in float64 on the CPU, extreme logits give no NaN, small sets give a KID.
+Thin, typed and quiet faces of torch-fidelity's pure functions (Fréchet distance and Inception score are its
+numbers), with its traps taken out: everything runs in float64 on the CPU, extreme logits give no NaN.
 
-Shapes: f (N, D) generated features, g (M, D) real features, logits (N, K).
+Shapes: f (N, D) generated features, logits (N, K).
 """
 
 from __future__ import annotations

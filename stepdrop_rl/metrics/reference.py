@@ -31,7 +31,7 @@ from stepdrop_rl.weights import PathLike, content_hash, load_tensors, load_weigh
 BATCH_SIZE = 256
 DISK_CACHE_FROM = 10_000  # images; the features of fewer are made in a moment
 OUR_JUDGES = ("digits", "mnist")  # handwriting says little to a network that knows photographs
-REFERENCE_FEATURES = 4096  # of real images, for KID, precision and recall; statistics are of all
+REFERENCE_FEATURES = 4096  # of real images, for metrics of pairs; statistics are of all
 STANDARDISING = 10_000  # training images that give the features of a foreign classifier their units
 JOINED_IMAGES = 4096  # training images that principal components are found on
 _VERSION = 2  # of what is stored; a change of the meaning of features changes it

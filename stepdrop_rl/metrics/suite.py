@@ -20,7 +20,8 @@ def pairs(features: Tensor, logits: Tensor, reference: Reference) -> dict[str, f
     """``kid``: lower is better, about 0 (or just below) for real images. ``precision``, ``recall``: higher is
     better. ``density``, ``coverage``: higher is better, real images have about 1 and 0.97.
     """
-    distances.require(len(features), MANIFOLD_NEIGHBOURS + 1, "density and coverage")
+    least = min(len(features), len(reference.features))
+    distances.require(least, MANIFOLD_NEIGHBOURS + 1, "density and coverage")
     return compare(cloud(features), reference.cloud)._asdict()
 
 

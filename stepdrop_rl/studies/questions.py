@@ -60,15 +60,16 @@ def questions(study: Study) -> list[Block]:
             cells.append(f"{good[0].nfe:g}" if good else "–")
             rows.append(cells)
     header = ["contender", "solver", "within 10 % of full", "within 20 %", "IS ≥ 90 %"]
-    blocks = [
-        Block(heading="The proposal's questions"),
-        Block(
-            text="The smallest budget at which the distance comes within 10 and 20 % of the full one's, "
+    blocks = [Block(heading="The proposal's questions")]
+    if rows:
+        text = (
+            "The smallest budget at which the distance comes within 10 and 20 % of the full one's, "
             "with the evaluations that it saves, which are nearly all of the time, and the smallest whose "
             "Inception score is 90 % of it. It saves no memory: the same network runs on the same batch."
-        ),
-        Block(table=(header, rows)),
-    ]
+        )
+        blocks += [Block(text=text), Block(table=(header, rows))]
+    else:
+        blocks.append(Block(text="They are told beside the full trajectory, which is not judged here."))
     curves = _p_skip(study)
     if curves is not None:
         blocks += [

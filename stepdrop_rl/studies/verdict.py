@@ -58,11 +58,13 @@ class Claim(NamedTuple):
         policy: Who claims.
         against: Its rivals, the nearest one first.
         left: What it rests on and is not judged yet: rivals, and the policy's further seeds.
+        named: Whether the study judges some of its contenders alone.
     """
 
     policy: Entry
     against: tuple[Comparison, ...]
     left: tuple[Job, ...] = ()
+    named: bool = False
 
     @property
     def nearest(self) -> Comparison:
@@ -82,7 +84,9 @@ class Claim(NamedTuple):
     @property
     def word(self) -> str:
         """What to call it."""
-        return "does not hold" if not self.holds else "holds so far" if self.left else "holds"
+        if not self.holds:
+            return "does not hold"
+        return "holds so far" if self.left else "holds against those named" if self.named else "holds"
 
 
 @dataclass(frozen=True)
@@ -142,8 +146,11 @@ class Study:
         return entry.contender != FULL and not self.looks(entry)
 
     def minus(self, policy: Entry, other: Entry, judge: str, metric: str) -> Estimate:
-        """What a policy has more of than another contender, or one of its own controls."""
-        own = other.contender == policy.contender and other.control is not None
+        """What a policy has more of than another contender, or one of its own controls.
+
+        Of a control that is a schedule there is one, as of any fixed rival: all seeds are compared with it.
+        """
+        own = other.contender == policy.contender and other.control not in (None, *_FIXED)
         return (difference_by_seed if own else difference)(policy, other, judge, metric)
 
     def left_of(self, policy: Entry, controls: Sequence[str]) -> tuple[Job, ...]:
@@ -175,7 +182,7 @@ class Study:
             )
             is_nearest = gap.mean - gap.half_width <= 0 or rival in asked
             against.append(Comparison(rival, distance, kid, precision, is_nearest))
-        return Claim(policy, tuple(against), left) if against else None
+        return Claim(policy, tuple(against), left, bool(self.config.only)) if against else None
 
     def claims(self) -> tuple[list[Claim], list[Claim]]:
         """Claim A, against all that is fixed, and claim B, against all that do not look."""

@@ -191,11 +191,14 @@ def test_a_policy_is_compared_with_its_own_controls_seed_by_seed_and_with_others
         *seeds("ppo", (4.0, 5.0), (5.0, 6.0), (9.0, 9.5)),
         *seeds("ppo", (4.1, 5.1), (5.3, 6.3), control="dealt"),  # the third is not judged yet
         *seeds("rloo", (4.1, 5.1), (5.3, 6.3)),
+        result("ppo", 5, (4.1, 5.1), control="mean_schedule"),
     )
     entries = {entry.name: entry for entry in found.entries}
     own = found.minus(entries["ppo"], entries["ppo, dealt"], "j", "fd_j")
     assert own.mean == pytest.approx(-0.2)
     assert own.half_width == pytest.approx(t_quantile(1) * 0.1)
+    schedule = found.minus(entries["ppo"], entries["ppo, mean schedule"], "j", "fd_j")
+    assert schedule.mean == pytest.approx(38.5 / 6 - 4.6)  # one schedule, a rival of all seeds
     other = found.minus(entries["ppo"], entries["rloo"], "j", "fd_j")
     assert other.mean == pytest.approx(38.5 / 6 - 5.2)
     # Blocks differ by little: seeds' variances add, each with its degrees of freedom.
@@ -287,6 +290,8 @@ def test_a_claim_holds_so_far_where_rivals_or_seeds_are_left():
         assert words(left) == ("holds so far", "holds so far")
     (a,), _ = replace(found, left=[Job("judge", "xue", "ddim", 5.0)]).claims()
     assert [job.name for job in a.left] == ["xue"]
+    named = replace(found, config=replace(found.config, only=["ppo", "uniform"]))
+    assert [one.word for (one,) in named.claims()] == ["holds against those named"] * 2
 
 
 def test_the_report_tells_who_was_not_judged():

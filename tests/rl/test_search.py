@@ -334,6 +334,9 @@ def test_the_teachers_weight_is_that_of_its_part_of_the_loss(monkeypatch):
     none, usual, all_of_it = (make_search(name)(4, ground, 0).trace[0] for name in names)
     assert usual - none == pytest.approx(energy.TEACHER_WEIGHT * (all_of_it - none), rel=1e-6)
     assert all_of_it > none + 0.01
+    spent = ground.evaluations
+    make_search("energy:teacher=0")(4, ground, 0)
+    assert ground.evaluations - spent == 4 * energy.BATCH  # who is not asked is not drawn
 
 
 def test_blackbox_finds_the_minimum_of_a_known_distance():
@@ -422,7 +425,8 @@ def test_an_effort_that_makes_no_sense_is_refused():
         ("energy:order=inf", "must be a whole number"),
         ("energy:order=nan", "must be a whole number"),
         ("mixture:order=2", "unknown setting"),
-        ("energy:teacher=-1", "must not be negative"),
+        ("energy:teacher=-1", "must be finite and 0 at least"),
+        ("energy:teacher=nan", "must be finite and 0 at least"),
         ("ld3:teacher=1", "unknown setting"),
     ]:
         with pytest.raises(UserError, match=said):
