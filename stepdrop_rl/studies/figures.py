@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -14,6 +16,8 @@ from stepdrop_rl.studies.plan import FULL
 from stepdrop_rl.studies.verdict import Study
 
 _SHOWN_RIVALS = 9  # the nearest ones: a study's tables have all
+_LOOKING = (LEARNED, "#d62728", "#111111")  # policies that look; rivals get the other colours
+_Point = tuple[float, float, float]  # evaluations, distance, half of its interval
 
 
 def study_curves(study: Study, solver: str) -> Figure:
@@ -28,26 +32,21 @@ def study_curves(study: Study, solver: str) -> Figure:
     lines = {name: entries for name, entries in lines.items() if name in shown}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
-        palette = plt.get_cmap("tab20")
-        for number, (name, entries) in enumerate(lines.items()):
-            entries.sort(key=lambda entry: entry.mean("nfe_mean"))
-            nfe = [entry.mean("nfe_mean") for entry in entries]
+        strong, pale = cycle(_LOOKING), cycle(plt.get_cmap("tab20").colors[2:])  # type: ignore[attr-defined]
+        for name, entries in lines.items():
+            entries.sort(key=lambda entry: entry.nfe)
             found = [entry.estimate(judge, study.distance) for entry in entries]
-            value = [estimate.mean for estimate in found]
+            points = [
+                (entry.mean("nfe_mean"), estimate.mean, estimate.half_width)
+                for entry, estimate in zip(entries, found, strict=True)
+            ]
+            nfe, value, width = zip(*_broken(points, entries, study.config.nfe), strict=True)
             if study.looks(entries[0]):
-                width = [estimate.half_width for estimate in found]
                 axes.errorbar(
-                    nfe,
-                    value,
-                    width,
-                    fmt="o-",
-                    color=palette(number % 20),
-                    linewidth=2.2,
-                    capsize=3,
-                    label=name,
+                    nfe, value, width, fmt="o-", color=next(strong), linewidth=2.2, capsize=3, label=name
                 )
             else:
-                axes.plot(nfe, value, ".-", color=palette(number % 20), linewidth=0.9, label=name)
+                axes.plot(nfe, value, ".-", color=next(pale), linewidth=0.9, label=name)
         full = study.full(solver)
         if full is not None:
             floor = full.estimate(judge, study.distance).mean
@@ -64,6 +63,16 @@ def study_curves(study: Study, solver: str) -> Figure:
         if axes.get_legend_handles_labels()[0]:  # none while nobody is judged
             figure.legend(loc="outside lower center", frameon=False, fontsize=7, ncols=3)
     return figure
+
+
+def _broken(points: Sequence[_Point], entries: Sequence[Entry], budgets: Sequence[float]) -> list[_Point]:
+    """Points of a line, with a gap wherever a budget of the study was not judged between two of them."""
+    line = [points[0]]
+    for point, entry, before in zip(points[1:], entries[1:], entries, strict=False):
+        if any(before.nfe < budget < entry.nfe for budget in budgets):
+            line.append((math.nan, math.nan, math.nan))
+        line.append(point)
+    return line
 
 
 def _nearest(study: Study, lines: Mapping[str, Sequence[Entry]]) -> set[str]:

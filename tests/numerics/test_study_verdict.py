@@ -99,6 +99,16 @@ def test_the_figure_shows_the_policy_and_the_rivals_that_are_nearest():
     assert named == {"ppo", *(f"rival{k}" for k in range(9)), "(farther off: 3 more)"}
 
 
+def test_no_line_leads_over_a_budget_that_was_not_judged():
+    both = [result("uniform", nfe, (1, 2)) | {"nfe_mean": float(nfe)} for nfe in (4, 6)]
+    rest = [result("ppo", nfe, (1, 2)) | {"nfe_mean": float(nfe)} for nfe in (4, 5, 6)]
+    found = study(*both, *rest)
+    found = replace(found, config=replace(found.config, nfe=[4.0, 5.0, 6.0]))
+    (axes,) = study_curves(found, "ddim").axes
+    at = {line.get_label(): list(line.get_xdata()) for line in axes.get_lines()}["uniform"]
+    assert (at[0], math.isnan(at[1]), at[2]) == (4.0, True, 6.0)
+
+
 def test_a_policy_may_have_a_comma_in_its_name():
     config = StudyConfig(policies={"fork": {}, "fork, dealt": {"algo": "fork"}}, nfe=[5.0])
     entries, _ = gather_entries(
