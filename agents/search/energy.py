@@ -35,6 +35,11 @@ def energy(features: Tensor, real: Tensor) -> Tensor:
     return 2 * torch.cdist(features, real).mean() - among
 
 
+def _apart(features: Tensor, others: Tensor) -> Tensor:
+    """Mean distance of rows (B, F) from theirs."""
+    return (features - others).square().sum(1).clamp(min=1e-12).sqrt().mean()
+
+
 def _times(theta: Tensor, ground: Ground, ends: Tensor) -> Tensor:
     """(K,) times from free parameters (K,)."""
     share = torch.cumsum(torch.softmax(theta, 0), 0)[:-1]
@@ -66,10 +71,8 @@ def search(
         images = torch.randint(training, (BATCH,), generator=generator)
         against = real[torch.randint(len(real), (NUM_REAL,), generator=generator)]
         features = ground.features(ground.draw(_times(theta, ground, ends), images.tolist()))
-        loss = energy(features, against) / typical
-        if wanted is not None:
-            astray = (features - wanted[images]).square().sum(1).clamp(min=1e-12).sqrt().mean()
-            loss = loss + teacher * astray / typical
+        astray = 0.0 if wanted is None else _apart(features, wanted[images])
+        loss = (teacher * astray + energy(features, against)) / typical
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
