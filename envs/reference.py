@@ -44,7 +44,7 @@ def read_reference(
         if not known:
             raise UserError(f"{kind} '{name}' takes no settings: '{reference}'")
         if key not in known:
-            raise unknown_name(f"setting of {kind} '{name}'", key, known)
+            raise unknown_name("setting", key, known, f"{kind} '{name}'")
         if not equals or key in values:
             raise UserError(f"{kind} '{reference}': settings are written NAME=VALUE, each once")
         try:

@@ -12,13 +12,21 @@ from envs.errors import UserError
 ALIKE = 0.5  # difflib's ratio, from which a name is suggested
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Return the error for an unknown name, with the nearest known one suggested, or all that are as near."""
+def unknown_name(kind: str, name: str, known: Iterable[str], owner: str = "") -> UserError:
+    """Return the error for an unknown name, with the nearest known one suggested, or all that are as near.
+
+    Args:
+        kind: What it names, for people.
+        name: The name.
+        known: Those that there are.
+        owner: Whose they are, if not everyone's.
+    """
     likeness = {other: difflib.SequenceMatcher(None, other, name).ratio() for other in sorted(known)}
     best = max(likeness.values(), default=0.0)
     near = [f"'{other}'" for other, alike in likeness.items() if alike == best]
     hint = f"did you mean {' or '.join(near)}?" if best >= ALIKE else "known: " + ", ".join(likeness)
-    return UserError(f"unknown {kind} '{name}'; {hint}")
+    whose = f" of {owner}" if owner else ""
+    return UserError(f"unknown {kind} '{name}'{whose}; {hint}")
 
 
 class Registry(Mapping[str, str]):

@@ -427,7 +427,7 @@ def test_an_effort_that_makes_no_sense_is_refused():
         ("mixture:order=2", "unknown setting"),
         ("energy:teacher=-1", "must be finite and 0 at least"),
         ("energy:teacher=nan", "must be finite and 0 at least"),
-        ("ld3:teacher=1", "unknown setting"),
+        ("ld3:teacher=1", "unknown setting 'teacher' of search method 'ld3'"),
     ]:
         with pytest.raises(UserError, match=said):
             read_search(reference)
