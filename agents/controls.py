@@ -1,8 +1,8 @@
 """Controls of a learned policy: what is left of it when one thing is taken away.
 
-``mean_schedule`` keeps where it evaluates on average (jumps have the solver's own order), ``habit`` what it
-plans where a look tells nothing, ``coins`` how often it evaluates each point, ``Dealt`` (in
-:mod:`agents.planned`) its whole schedules, and ``shuffled`` lets it look, but at another sample.
+``mean_schedule`` keeps where it evaluates on average, ``habit`` what it plans where a look tells nothing,
+``coins`` how often it evaluates each point, ``Dealt`` (in :mod:`agents.planned`) its whole schedules, and
+``shuffled`` lets it look, but at another sample.
 Shapes: R samples; D observation entries; N points of its grid; M images.
 """
 
@@ -33,19 +33,20 @@ SHOWN: dict[str, tuple[str, ...]] = {
 """What tells of the sample, in groups that say the same thing; features: the network's own."""
 
 
-def mean_schedule(times: Tensor, evaluated: Tensor) -> FixedSchedule:
+def mean_schedule(times: Tensor, evaluated: Tensor, orders: Tensor | None = None) -> FixedSchedule:
     """The policy's mean schedule: K times, where its expected evaluations so far pass 1, 2, …, K.
 
     Args:
         times: (N,) its grid.
         evaluated: (M, N) bool, what it evaluated; K is their mean, rounded up.
+        orders: (N,) of its jumps to the points; the k-th jump gets the one that most k-th evaluations have.
     """
     rates = evaluated.double().mean(0)
     spent = rates.cumsum(0)
     count = max(1, math.ceil(float(spent[-1]) - 0.01))
+    each = float(spent[-1]) / count
     # The k-th evaluation lies where the expected number passes the middle of (k − 1, k], its last at the end.
-    marks = torch.arange(count, dtype=torch.float64) + 0.5
-    marks = marks * float(spent[-1]) / count
+    marks = (torch.arange(count, dtype=torch.float64) + 0.5) * each
     inside = torch.searchsorted(spent, marks).clamp(max=len(times) - 1)
     before = torch.where(inside > 0, spent[inside - 1], 0.0)
     share = ((marks - before) / rates[inside].clamp(min=1e-9)).clamp(0, 1)
@@ -56,7 +57,21 @@ def mean_schedule(times: Tensor, evaluated: Tensor) -> FixedSchedule:
     found[0] = grid[0]
     for k in range(1, count):
         found[k] = torch.minimum(found[k], found[k - 1] - 1e-3)
-    return FixedSchedule("mean schedule", found.clamp(min=float(grid[-1]) - count * 1e-3))
+    found = found.clamp(min=float(grid[-1]) - count * 1e-3)
+    return FixedSchedule("mean schedule", found, orders=_usual(rates, marks, each, orders))
+
+
+def _usual(rates: Tensor, marks: Tensor, each: float, orders: Tensor | None) -> Tensor | None:
+    """(K,) the order that most of the evaluations have in the ``each`` around a mark."""
+    if orders is None:
+        return None
+    spent = rates.cumsum(0)
+    ends = torch.minimum(spent, marks.unsqueeze(1) + each / 2)
+    begins = torch.maximum(spent - rates, marks.unsqueeze(1) - each / 2)
+    kinds = orders.unique()
+    of_kind = (orders == kinds.unsqueeze(1)).double()
+    found: Tensor = kinds[((ends - begins).clamp(min=0) @ of_kind.T).argmax(1)]
+    return found
 
 
 def habit(policy: LearnedPolicy, count: int) -> FixedSchedule:

@@ -267,9 +267,8 @@ class Workshop:
                     "a policy with a memory cannot be shown other samples from point to point"
                 )
             return Contender(shuffled(policy, group or None), judged["price"])
-        if job.control == "mean_schedule":
-            return Contender(mean_schedule(times, evaluated))
-        return Contender((dealt if job.control == "dealt" else coins)(times, evaluated, policy.orders))
+        made = {"mean_schedule": mean_schedule, "dealt": dealt, "coins": coins}[str(job.control)]
+        return Contender(made(times, evaluated, policy.orders))
 
 
 def packed(evaluated: Tensor) -> Tensor:

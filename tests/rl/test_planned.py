@@ -141,6 +141,20 @@ def test_the_mean_schedule_spends_the_mean_and_lies_between():
     assert bool((found.diff() < 0).all())
 
 
+def test_the_mean_schedule_jumps_as_most_do():
+    evaluated = torch.zeros(30, len(GRID), dtype=torch.bool)
+    evaluated[:, [0, 8]] = True
+    evaluated[:10, 3] = True
+    evaluated[10:16, 4] = True
+    evaluated[16:, 5] = True
+    orders = torch.full((len(GRID),), 3)
+    orders[[3, 5]] = 2
+    # Of the second evaluations 24 of 30 lie at points that jumps of order 2 lead to, the middle one at another.
+    found = mean_schedule(GRID, evaluated, orders)
+    assert found.orders.tolist() == [3, 2, 3]
+    assert mean_schedule(GRID, evaluated).orders is None
+
+
 def test_shuffled_passes_what_samples_show_among_those_that_stand_alike():
     names = [entry.name for entry in ENTRIES]
     weight = torch.zeros(2, len(ENTRIES))
