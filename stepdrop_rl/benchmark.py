@@ -15,14 +15,18 @@ def run(config: BenchmarkConfig) -> None:
     from dataclasses import asdict
 
     from stepdrop_rl.benchmarks import PARTS
+    from stepdrop_rl.benchmarks.speed import check_contenders
     from stepdrop_rl.device import resolve_device
     from stepdrop_rl.report.tables import print_table
     from stepdrop_rl.tracking import start_run
     from stepdrop_rl.weights import write_json
 
+    # Said now, before a run is begun.
     for name in config.parts:
         PARTS[name]
-    resolve_device(config.device)  # said now, not after the first part
+    resolve_device(config.device)
+    if "speed" in config.parts:
+        check_contenders(config)
     results: dict[str, list[dict[str, Any]]] = {}
     with start_run(f"benchmark-{config.data.name}", mode=config.tracking, config=asdict(config)) as tracker:
         for name in config.parts:

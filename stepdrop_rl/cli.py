@@ -7,6 +7,7 @@ ends with one line on stderr and exit code 2.
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -36,6 +37,17 @@ COMMANDS: dict[str, type] = {
     "study_training": config.StudyTrainingConfig,
 }
 
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list, [a, b]",
+    "dict": "settings, {name: value}",
+    "NoneType": "null",
+}
+"""What a person calls them."""
+
 C = TypeVar("C")
 
 
@@ -43,7 +55,24 @@ class _Parser(jsonargparse.ArgumentParser):
     """A parser whose complaints are :class:`UserError` lines."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(" ".join(str(message).split()))
+        raise UserError(_plain(" ".join(str(message).split())))
+
+
+def _plain(message: str) -> str:
+    """A parser's complaint of a value, without its own words for types; other complaints as they are."""
+    key = re.match(r'Parser key "([^"]+)": ', message)
+    value = re.search(r"(?:Given value|Got value): (.*)$", message)
+    if key is None or value is None:
+        return message
+    name = f"--{key[1].replace('_', '-')}"
+    one_of = re.search(r"Expected a typing\.Literal\[(.*?)\]", message)
+    if one_of is not None:
+        return f"{name}: expected one of {one_of[1]}, got {value[1]}"
+    wanted = dict.fromkeys(re.findall(r"Expected a <class '(\w+)'>", message))
+    if not wanted or not wanted.keys() <= _TYPES.keys():
+        return message
+    kinds = " or ".join(_TYPES[kind] for kind in wanted)
+    return f"{name}: expected {kinds}, got {value[1]}"
 
 
 def _parser(config_class: type, prog: str) -> _Parser:

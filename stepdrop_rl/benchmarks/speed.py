@@ -9,9 +9,21 @@ from stepdrop_rl.arena import Arena, Contender, make_arena
 from stepdrop_rl.benchmarks.timing import Row
 from stepdrop_rl.config import BenchmarkConfig, EvaluateConfig
 from stepdrop_rl.metrics import distance_name, gather, over_blocks
-from stepdrop_rl.policies import given
+from stepdrop_rl.policies import check_name, given
 
 _BATCHES = 4  # of images in a timing
+
+
+def check_contenders(config: BenchmarkConfig) -> None:
+    """Say what is wrong with them before anything is measured.
+
+    Raises:
+        UserError: There are fewer than two, or there is no such policy, file or list.
+    """
+    if len(config.contenders) < 2:
+        raise UserError("the part 'speed' compares: give it contenders, two or more (folders, files, lists)")
+    for name in config.contenders:
+        check_name(name)
 
 
 def measure_speed(config: BenchmarkConfig) -> list[Row]:
@@ -20,8 +32,6 @@ def measure_speed(config: BenchmarkConfig) -> list[Row]:
     Timings take turns, all contenders in every round; a ratio is the median over rounds. A contender that
     is as near to the real images and slower has been beaten by it.
     """
-    if len(config.contenders) < 2:
-        raise UserError("the part 'speed' compares: give it contenders, two or more (folders, files, lists)")
     met: list[tuple[Arena, Contender]] = []
     for name in config.contenders:
         choice = EvaluateConfig(

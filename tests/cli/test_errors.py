@@ -57,6 +57,16 @@ def test_help_is_complete_and_loads_nothing_slow(name):
     "name, argv, expected",
     [
         ("train_policy", ["--env.prise", "1"], "did you mean '--env.price'?"),
+        ("train_policy", ["--seed", "x"], "--seed: expected a whole number, got x"),
+        ("train_policy", ["--hyperparameters", "abc"], "expected settings, {name: value}, got abc"),
+        ("evaluate", ["--target-nfe", "abc"], "--target-nfe: expected a number or null, got abc"),
+        ("evaluate", ["--ladder", "{ddim: 1000}"], "--ladder: expected a list, [a, b], got 1000"),
+        (
+            "evaluate",
+            ["--tracking", "foo"],
+            "--tracking: expected one of 'mlflow', 'offline', 'none', got foo",
+        ),
+        ("benchmark", ["--parts", "[speed]", "--contenders", "[ppo2, log_snr]"], "did you mean 'ppo'?"),
         ("train_policy", ["--env.price", "-1"], "must not be negative"),
         ("train_policy", ["--env.num-decisions", "5000"], "larger than the model's T = 1000"),
         ("train_policy", ["--env.solver", "multistp"], "did you mean 'multistep'?"),

@@ -149,7 +149,7 @@ def test_the_mean_schedule_jumps_as_most_do():
     evaluated[16:, 5] = True
     orders = torch.full((len(GRID),), 3)
     orders[[3, 5]] = 2
-    # Of the second evaluations 24 of 30 lie at points that jumps of order 2 lead to, the middle one at another.
+    # Jumps of order 2 lead to 24 of the 30 second evaluations, one of order 3 to the middle one.
     found = mean_schedule(GRID, evaluated, orders)
     assert found.orders.tolist() == [3, 2, 3]
     assert mean_schedule(GRID, evaluated).orders is None
