@@ -13,6 +13,7 @@ from stepdrop_rl.studies.plan import FULL, RIVALS, Job
 from stepdrop_rl.studies.spread import Estimate
 
 _FIXED = ("mean_schedule", "habit")  # of the controls, those that are one schedule for all samples
+_LOOK = ("adaptive_error",)  # of the baselines: what looks at the sample, by a rule that nothing learned
 _LOWER = 0.01  # of precision: so much is lower however wide the interval
 
 
@@ -143,7 +144,7 @@ class Study:
         if entry.control is not None:
             own = entry.contender == policy.contender and entry.control in RIVALS
             return own or self.is_fixed(entry)
-        return entry.contender != FULL and not self.looks(entry)
+        return entry.contender not in (FULL, *_LOOK) and not self.looks(entry)
 
     def minus(self, policy: Entry, other: Entry, judge: str, metric: str) -> Estimate:
         """What a policy has more of than another contender, or one of its own controls.
@@ -160,7 +161,7 @@ class Study:
             job
             for job in here
             if (job.name == policy.contender and job.control in (None, *controls))
-            or (job.control is None and job.name != FULL and not self.looks(job))
+            or (job.control is None and job.name not in (FULL, *_LOOK) and not self.looks(job))
         )
 
     def claim(

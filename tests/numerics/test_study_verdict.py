@@ -128,6 +128,16 @@ def test_a_policy_may_have_a_comma_in_its_name():
     assert not found.is_blind(dealt, other)
 
 
+def test_a_rule_that_looks_is_no_rival_that_does_not():
+    found = study(result("ppo", 5, (4.1, 5.1)), result("adaptive_error", 5, (4.0, 5.0), rates=(1, 0.5)))
+    policy, rule = found.entries
+    assert not found.is_blind(rule, policy)
+    assert not found.is_fixed(rule)
+    left = Job("judge", "adaptive_error", "ddim", 5.0), Job("judge", "uniform", "ddim", 5.0)
+    found = replace(found, left=left)
+    assert found.left_of(policy, ()) == left[1:]
+
+
 def test_results_are_gathered_by_contender_and_the_unreachable_told_once():
     missing = {"name": "ppo", "solver": "ddim", "nfe": 4.0, "seed": 0, "unreachable": "from 5 to 7"}
     entries, unreachable = gather_entries(
