@@ -58,10 +58,11 @@ class StudyConfig(CommonConfig):
         model: Name of a shipped model, or the folder of one (default: the data set's).
         solvers: With each of which all of it is done.
         nfe: Mean evaluations per image.
-        policies: Name to {algo, seeds: how many, nfe: budgets if not all, controls: if not those of all,
-            plans: the search, or several, whose results 'fork' begins with, or budget to these, start_from:
-            the policy before it whose run of the same seed it starts from, train: options of train_policy,
-            again: others for the seeds after the first, which start from its run: 'fork' from its looks}.
+        policies: Name to settings; configs/study_digits.yaml has most of them. algo: the algorithm (else the
+            name is one). seeds: how many. nfe, controls: if not those of all. train: options of train_policy.
+            plans: the search, or several, whose results 'fork' begins with, or budget to these. start_from:
+            the policy before it whose run of the same seed it starts from. again: options for the seeds
+            after the first, which then start from its run: 'fork' from its looks.
         searches: Methods of search, at whole budgets; energy:effort=8 searches for so much longer,
             energy:order=2 with jumps of a lower order than the solver's, energy:teacher=0.03 with its
             teacher's results at that weight in place of 0.125.
