@@ -6,7 +6,7 @@ Shapes: M = images drawn; N = points of a contender's grid.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.base import RecurrentAgent, orders_of
+from agents.base import Agent, RecurrentAgent, orders_of
 from agents.controls import coins, dealt, habit, mean_schedule, shuffled
 from agents.fixed import whole
 from agents.policy import LearnedPolicy
@@ -36,6 +36,11 @@ from stepdrop_rl.teacher import full_trajectory
 from stepdrop_rl.weights import holds_weights, load_tensors, read_json, save_tensors, write_bytes, write_json
 
 SCHEMA = "stepdrop_rl.study_result/1"
+_OF_ITS_SCHEDULES: Mapping[str, Callable[[Tensor, Tensor, Tensor | None], Agent]] = {
+    "mean_schedule": mean_schedule,
+    "dealt": dealt,
+    "coins": coins,
+}  # controls that are made of what a policy evaluated
 Result = dict[str, Any]
 
 
@@ -267,8 +272,8 @@ class Workshop:
                     "a policy with a memory cannot be shown other samples from point to point"
                 )
             return Contender(shuffled(policy, group or None), judged["price"])
-        made = {"mean_schedule": mean_schedule, "dealt": dealt, "coins": coins}[str(job.control)]
-        return Contender(made(times, evaluated, policy.orders))
+        make = _OF_ITS_SCHEDULES[str(job.control)]
+        return Contender(make(times, evaluated, policy.orders))
 
 
 def packed(evaluated: Tensor) -> Tensor:
