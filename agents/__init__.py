@@ -1,6 +1,7 @@
 """Who decides: fixed schedules, chance, and policies learned by Stable-Baselines3's and our own algorithms.
 
 A new agent is a file and a line here. ``BASELINES`` make an agent from a budget; ``ALGORITHMS`` learn one.
+``LOOKING`` are the baselines that look at the sample, by a rule that nothing learned.
 """
 
 from envs.registry import Registry
@@ -29,6 +30,8 @@ BASELINES = Registry(
         "target_stochastic": "agents.target:TargetStochastic",
     },
 )
+
+LOOKING = ("adaptive_error", "adaptive_change", "adaptive_eps")
 
 ALGORITHMS = Registry(
     "algorithm",

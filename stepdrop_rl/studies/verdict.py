@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from agents import LOOKING
 from stepdrop_rl.config import StudyConfig
 from stepdrop_rl.studies.entries import Entry, difference, difference_by_seed
 from stepdrop_rl.studies.plan import FULL, RIVALS, Job
 from stepdrop_rl.studies.spread import Estimate
 
 _FIXED = ("mean_schedule", "habit")  # of the controls, those that are one schedule for all samples
-_LOOK = ("adaptive_error",)  # of the baselines: what looks at the sample, by a rule that nothing learned
 _LOWER = 0.01  # of precision: so much is lower however wide the interval
 
 
@@ -144,7 +144,7 @@ class Study:
         if entry.control is not None:
             own = entry.contender == policy.contender and entry.control in RIVALS
             return own or self.is_fixed(entry)
-        return entry.contender not in (FULL, *_LOOK) and not self.looks(entry)
+        return entry.contender not in (FULL, *LOOKING) and not self.looks(entry)
 
     def minus(self, policy: Entry, other: Entry, judge: str, metric: str) -> Estimate:
         """What a policy has more of than another contender, or one of its own controls.
@@ -161,7 +161,7 @@ class Study:
             job
             for job in here
             if (job.name == policy.contender and job.control in (None, *controls))
-            or (job.control is None and job.name not in (FULL, *_LOOK) and not self.looks(job))
+            or (job.control is None and job.name not in (FULL, *LOOKING) and not self.looks(job))
         )
 
     def claim(

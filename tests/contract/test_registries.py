@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from agents import ALGORITHMS, BASELINES
+from agents import ALGORITHMS, BASELINES, LOOKING
 from agents.adaptive import Adaptive
 from agents.base import Budget
 from envs.errors import UserError
@@ -60,8 +60,14 @@ def test_baselines_are_made_from_a_budget(name: str, nfe: float):
     p = agent.probabilities(observation.flatten(0, 1))
     assert p.shape == (31 * 33,)
     assert bool(((p >= 0) & (p <= 1)).all())
+    assert isinstance(agent, Adaptive) == (name in LOOKING)
     if isinstance(agent, Adaptive):
         return  # its tolerance is found on noise
+    if agent.observes:  # where on the grid, and evaluations so far; nothing that the sample shows
+        known = [names.index("position"), names.index("evaluations")]
+        shown = torch.rand(observation.shape, generator=torch.Generator().manual_seed(0))
+        shown[:, :, known] = observation[:, :, known]
+        assert torch.equal(agent.probabilities(shown.flatten(0, 1)), p)
     if agent.times is None:
         assert spent(p.reshape(31, 33).double()) == pytest.approx(nfe)
     else:
