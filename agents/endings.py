@@ -63,7 +63,8 @@ class Endings(Plans):
     ) -> None:
         branches = (1 + len(stretches) + len(orders)) ** looks
         super().__init__(counts, [len(lam) for lam in schedules], weights, [0] * branches, left, looks)
-        apart = _APART * (1 + len(orders))  # there lie the same evaluations after jumps of other orders
+        # Next to a schedule's evaluations lie the same ones after jumps of other orders.
+        apart = _APART * (1 + len(orders)) ** max(looks - 1, 1)
         for row, lam in enumerate(_told_apart([lam.double() for lam in schedules], apart)):
             self.register_buffer(f"schedule{row}", lam)
         self.stretches, self.keep_end = tuple(stretches), keep_end
@@ -85,15 +86,21 @@ class Endings(Plans):
     def lams(self, row: int, *, stretched: bool = True) -> list[Tensor]:
         """λ of every branch's evaluations, the schedule's own first.
 
-        One that a jump of another order leads to lies next to the schedule's: where a sample was evaluated
-        last then tells how it came there.
+        One that a jump of another order leads to lies next to the schedule's, and so do those behind it, up
+        to the last look: where a sample was evaluated last then tells all that was chosen. What looks choose
+        adds up, so each one's steps are digits of their own, to the base of the orders there are.
         """
         ways = [self.get_buffer(f"schedule{row}")]
-        for at in range(self.fork(row), self.fork(row) + self.looks) if stretched else ():
+        last = self.fork(row) + self.looks - 1  # its choice is told by where it leads, and by nothing behind
+        for look, at in enumerate(range(self.fork(row), last + 1) if stretched else ()):
+            digit = _APART * (1 + len(self.other_orders)) ** look if at < last else _APART
             found = []
             for lam in ways:
                 found += [_stretched(lam, at, s, self.keep_end) for s in (0.0, *self.stretches)]
-                found += [_moved(lam, at, _APART * (k + 1)) for k in range(len(self.other_orders))]
+                found += [
+                    _moved(lam, range(at, max(at + 1, last)), digit * (k + 1))
+                    for k in range(len(self.other_orders))
+                ]
             ways = found
         return ways
 
@@ -111,9 +118,9 @@ class Endings(Plans):
         return [[*before, *chosen, *after] for chosen in itertools.product(*options)]
 
 
-def _moved(lam: Tensor, at: int, by: float) -> Tensor:
-    """λ (K,), the evaluation ``at`` earlier by next to nothing."""
-    return torch.cat((lam[:at], lam[at : at + 1] - by, lam[at + 1 :]))
+def _moved(lam: Tensor, at: range, by: float) -> Tensor:
+    """λ (K,), the evaluations ``at`` earlier by next to nothing."""
+    return torch.cat((lam[: at.start], lam[at.start : at.stop] - by, lam[at.stop :]))
 
 
 def _told_apart(schedules: Sequence[Tensor], apart: float) -> list[Tensor]:

@@ -7,8 +7,6 @@ from typing import Any
 
 from envs.errors import UserError
 
-_ORDER_LOOKS = 2  # a third one could not tell by where a sample is what the first one chose
-
 
 def require_settings(h: Mapping[str, Any]) -> None:
     """Raise :class:`UserError` where hyperparameters do not fit each other."""
@@ -50,8 +48,6 @@ def require_orders(h: Mapping[str, Any], history: int) -> None:
         raise UserError("this solver looks back on one evaluation: there are no other orders to choose")
     if any(type(k) is not int or k not in others or told.count(k) > 1 for k in told):
         raise UserError(f"orders, besides the solver's own, are some of {others}, not {h['orders']}")
-    if int(h["looks"]) > _ORDER_LOOKS:
-        raise UserError(f"need looks <= {_ORDER_LOOKS} where orders are chosen, not {h['looks']}")
 
 
 def margins_of(told: Any, counts: Sequence[int]) -> list[float]:

@@ -223,8 +223,8 @@ def test_jumps_of_different_orders_never_lead_to_the_same_point():
     # As many evaluations later, where no two schedules are told apart.
     other = torch.tensor([0, 0.1, 0.2, 0.4, 0.6, 0.8])
     own, lower = None, torch.tensor([3, 2, 2, 1, 2, 2])
-    for told in ([own, lower], [own, own]):
-        endings = Endings([5, 6], [one, other], torch.eye(2), 2, (0.5,), looks=2, orders=(1, 2), told=told)
+    for told, looks in itertools.product(([own, lower], [own, own]), (2, 3)):
+        endings = Endings([5, 6], [one, other], torch.eye(2), looks, (0.5,), looks, orders=(1, 2), told=told)
         grid, table = endings.on_one_grid()
         orders = endings.orders_on(table, len(grid), 3)
         for row in range(2):
@@ -232,6 +232,10 @@ def test_jumps_of_different_orders_never_lead_to_the_same_point():
                 way = way[: len(lam)]
                 torch.testing.assert_close(grid[way], lam.double(), rtol=0, atol=1e-5)
                 assert orders[way][1:].tolist() == [k or 3 for k in jumps[1:]]
+            # Up to the last look where a sample was evaluated tells all that was chosen.
+            for look in range(looks):
+                at = endings.fork(row) + look - 1
+                assert len(set(table[row, :, at].tolist())) == endings.options**look
 
 
 class PointByPoint:
@@ -494,15 +498,16 @@ def test_the_engine_draws_what_was_learned_from_two_looks(problem, tmp_path):
 
 
 @pytest.mark.parametrize("told", [None, [3, 2, 1, 2, 1]])
-@pytest.mark.parametrize("stretches", [(), (0.5,)])
-def test_a_look_chooses_the_order_of_the_jump_that_follows(problem, tmp_path, stretches, told):
+@pytest.mark.parametrize(("stretches", "looks"), [((), 2), ((0.5,), 2), ((0.5,), 3)])
+def test_a_look_chooses_the_order_of_the_jump_that_follows(problem, tmp_path, stretches, looks, told):
     """Of a schedule that tells the orders of its jumps, too."""
     one = mixture_file(tmp_path / "m.json", [[950, 900, 800, 500, 60]], [1.0])
     other = str(tmp_path / "s.json")
     record = {"schema": SCHEDULE_SCHEMA, "times": [950, 880, 700, 400, 60]}
     write_json(other, record if told is None else record | {"orders": told})
     homes = [[3] * 5, told or [3] * 5]
-    settings = {"plans": [one, other], "left": 2, "stretches": stretches, "orders": [1, 2], "updates": 0}
+    settings = {"plans": [one, other], "left": looks, "looks": looks, "stretches": stretches}
+    settings |= {"orders": [1, 2], "updates": 0}
     learner = learner_of(problem, "fork", solver="multistep3", keep_end=not stretches, **settings)[0]
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -519,7 +524,7 @@ def test_a_look_chooses_the_order_of_the_jump_that_follows(problem, tmp_path, st
     }
     taken = set()
     for plan, home in enumerate(homes):
-        orders = list(itertools.product(options[home[3]], options[home[4]]))
+        orders = list(itertools.product(*(options[own] for own in home[-looks:])))
         times = [way.detach() for way in learner._times(plan)]
         with torch.no_grad():
             drawn = learner._draw(torch.arange(BANK), plan, stretched=True)
@@ -527,14 +532,14 @@ def test_a_look_chooses_the_order_of_the_jump_that_follows(problem, tmp_path, st
             own = policy.times[evaluated]
             if float((own[1] - times[0][1]).abs()) > 2e-3:
                 continue  # it has the other plan
-            assert policy.orders[evaluated][1:3].tolist() == home[1:3]
-            jumps = tuple(policy.orders[evaluated][3:].tolist())
+            assert policy.orders[evaluated][1:-looks].tolist() == home[1:-looks]
+            jumps = tuple(policy.orders[evaluated][-looks:].tolist())
             near = [b for b in range(len(times)) if orders[b] == jumps]
             b = min(near, key=lambda b: float((times[b] - own).abs().max()))
             torch.testing.assert_close(own, times[b], rtol=0, atol=2e-3)
             torch.testing.assert_close(samples.images[i], drawn.results[b][i], rtol=0, atol=1e-3)
             taken.add(jumps)
-    assert {first for first, _ in taken} == {second for _, second in taken} == {1, 2, 3}
+    assert all(set(chosen) == {1, 2, 3} for chosen in zip(*taken, strict=True))
     for wrong in (policy.orders.float(), policy.orders[1:], torch.zeros_like(policy.orders)):
         with pytest.raises(UserError, match="damaged"):
             build_policy(describe(policy), policy.tensors() | {"orders": wrong}, tmp_path / "policy.json")
@@ -559,8 +564,6 @@ def test_orders_that_cannot_be_chosen_are_refused(problem, tmp_path):
             learner_of(problem, "fork", solver=solver, plans=[file], left=2, orders=orders)
     with pytest.raises(UserError, match="looks back on one evaluation"):
         learner_of(problem, "fork", solver="ddim", plans=[file], left=2, orders=[1])
-    with pytest.raises(UserError, match="need looks <= 2 where orders are chosen"):
-        learner_of(problem, "fork", solver="multistep3", plans=[file], left=3, looks=3, orders=[1])
     with pytest.raises(UserError, match="give 'fork' plans"):
         learner_of(problem, "fork", orders=[1])
     began = learner_of(problem, "fork", plans=[file], left=2, orders=[1])[0].state()
