@@ -20,7 +20,7 @@ from stepdrop_rl.policies import Given, given
 
 Kind = Literal["train", "search", "judge"]
 FULL = "full"
-RIVALS = ("dealt",)  # of the controls, those that every training seed's policy has to beat in claim B
+RIVAL_CONTROLS = ("dealt",)  # of the controls, those that every training seed's policy has to beat in claim B
 
 _LOOK_PRICES, _LOOK_NFE = 7, 6.0  # of the validation judge
 _GRADIENT = 4  # calls' worth: the call, again for its activations, and a backward pass of two
@@ -58,13 +58,13 @@ class Job:
 
     def path(self, root: Path) -> Path:
         """The file that shows that it is done."""
-        slug = _slug(f"{self.name}-{self.solver}")
+        which = slug(f"{self.name}-{self.solver}")
         if self.kind == "train":
-            return root / "policies" / f"{slug}-{self.seed}" / "state.json"
+            return root / "policies" / f"{which}-{self.seed}" / "state.json"
         if self.kind == "search":
-            return root / "schedules" / f"{slug}-{self.nfe:g}.json"
+            return root / "schedules" / f"{which}-{self.nfe:g}.json"
         control = f"-{self.control}" if self.control else ""
-        return root / "results" / f"{slug}-{self.nfe:g}-{self.seed}{control}.json"
+        return root / "results" / f"{which}-{self.nfe:g}-{self.seed}{control}.json"
 
 
 def listed(some: Iterable[Job]) -> list[str]:
@@ -82,7 +82,8 @@ def listed(some: Iterable[Job]) -> list[str]:
     return lines
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """``text`` as a part of a file's name."""
     text = text.replace("*", "-tuned").replace(",", "-and-")  # 9,5 is not 9.5
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
 
@@ -167,7 +168,7 @@ def _matrix(config: StudyConfig) -> Iterator[Job]:
                 for seed in range(config.seeds_of(name)):
                     yield Job("judge", name, solver, nfe, seed)
                 for control in config.controls_of(name):
-                    for seed in range(config.seeds_of(name) if control in RIVALS else 1):
+                    for seed in range(config.seeds_of(name) if control in RIVAL_CONTROLS else 1):
                         yield Job("judge", name, solver, nfe, seed, control)
             for name, plan in baselines.items():
                 if plan is None or (whole(plan.nfe) == nfe and plan.solver in (None, solver)):

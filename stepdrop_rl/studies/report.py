@@ -9,7 +9,7 @@ from stepdrop_rl.report.figures import png
 from stepdrop_rl.report.page import Block, write_page
 from stepdrop_rl.studies.entries import Entry, difference_by_seed, label
 from stepdrop_rl.studies.figures import rates_by_budget, study_curves
-from stepdrop_rl.studies.plan import listed
+from stepdrop_rl.studies.plan import listed, slug
 from stepdrop_rl.studies.questions import efforts, questions
 from stepdrop_rl.studies.spread import Estimate
 from stepdrop_rl.studies.verdict import Claim, Study
@@ -49,7 +49,7 @@ def compose(study: Study) -> list[Block]:
     for solver in config.solvers:
         full = study.full(solver)
         blocks.append(Block(heading=f"Solver {solver}"))
-        blocks.append(Block(picture=(f"quality_{_slug(solver)}.png", png(study_curves(study, solver)))))
+        blocks.append(Block(picture=(f"quality_{slug(solver)}.png", png(study_curves(study, solver)))))
         for nfe in config.nfe:
             entries = study.at(solver, nfe)
             if entries:
@@ -57,7 +57,7 @@ def compose(study: Study) -> list[Block]:
                 blocks.append(Block(table=_table(study, entries, full)))
         figure = rates_by_budget(study, solver)
         if figure is not None:
-            blocks.append(Block(picture=(f"rates_{_slug(solver)}.png", png(figure))))
+            blocks.append(Block(picture=(f"rates_{slug(solver)}.png", png(figure))))
     if study.pictures:
         text = "Images by the whole schedule that the policy of seed 0 gave them (its last three times):"
         blocks += [Block(heading="Who gets what"), Block(text=text)]
@@ -72,10 +72,6 @@ def compose(study: Study) -> list[Block]:
     if study.left:
         blocks += [Block(heading="Not judged yet"), Block(text=f"{'; '.join(listed(study.left))}.")]
     return blocks
-
-
-def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in text)
 
 
 def _opening(study: Study) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from agents import LOOKING
 from stepdrop_rl.config import StudyConfig
 from stepdrop_rl.studies.entries import Entry, difference, difference_by_seed
-from stepdrop_rl.studies.plan import FULL, RIVALS, Job
+from stepdrop_rl.studies.plan import FULL, RIVAL_CONTROLS, Job
 from stepdrop_rl.studies.spread import Estimate
 
 _FIXED = ("mean_schedule", "habit")  # of the controls, those that are one schedule for all samples
@@ -142,7 +142,7 @@ class Study:
     def is_blind(self, entry: Entry, policy: Entry) -> bool:
         """Whether it is a rival of ``policy`` in claim B: whoever does not look, nor its schedules dealt."""
         if entry.control is not None:
-            own = entry.contender == policy.contender and entry.control in RIVALS
+            own = entry.contender == policy.contender and entry.control in RIVAL_CONTROLS
             return own or self.is_fixed(entry)
         return entry.contender not in (FULL, *LOOKING) and not self.looks(entry)
 
@@ -197,7 +197,7 @@ class Study:
                 entry,
                 [e for e in here if self.is_blind(e, entry)],
                 within=a,
-                left=self.left_of(entry, (*_FIXED, *RIVALS)),
+                left=self.left_of(entry, (*_FIXED, *RIVAL_CONTROLS)),
             )
             beats_fixed += [] if a is None else [a]
             looking_pays += [] if b is None else [b]
