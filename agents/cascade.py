@@ -12,12 +12,25 @@ entries of what one shows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from agents.actor import under
 from agents.gate import Gate
+
+
+class Taken(NamedTuple):
+    """Branches that samples take, (R, B) float64.
+
+    Args:
+        chances: While learning, where they spend what they should.
+        choices: By a policy, which takes the best option at every look: 1 for that branch.
+    """
+
+    chances: Tensor
+    choices: Tensor
 
 
 class Cascade(nn.Module):
@@ -82,25 +95,18 @@ class Cascade(nn.Module):
             found.append(gate(row.flatten(), shown.flatten(0, 1)).reshape(*row.shape, self.options))
         return found
 
-    def chances(self, plan: Tensor, entries: Tensor) -> Tensor:
-        """(R, B) with which branches are taken while learning, by samples that spend what they should."""
+    def taken(self, plan: Tensor, entries: Tensor) -> Taken:
+        """Which branches samples of plans (R,) take that show (R, T, D)."""
         first, *later = self.worths(plan, entries)
         worth = first.squeeze(1)
-        found = self.first.chances(worth, self.first.price(worth, chance=True))
-        for ahead in later:
-            found = (found.unsqueeze(2) * torch.softmax(ahead.double(), 2)).flatten(1)
-        return found
-
-    def choices(self, plan: Tensor, entries: Tensor) -> Tensor:
-        """(R, B), 1 for the branch that a policy takes: the best option at every look."""
-        first, *later = self.worths(plan, entries)
-        worth = first.squeeze(1)
+        chances = self.first.chances(worth, self.first.price(worth, chance=True))
         price = torch.tensor(self.first.price(worth, chance=False))
-        found = nn.functional.one_hot(self.first.branches(worth, price), self.options).double()
+        choices = nn.functional.one_hot(self.first.branches(worth, price), self.options).double()
         for ahead in later:
+            chances = (chances.unsqueeze(2) * torch.softmax(ahead.double(), 2)).flatten(1)
             best = nn.functional.one_hot(ahead.argmax(2), self.options)
-            found = (found.unsqueeze(2) * best).flatten(1)
-        return found
+            choices = (choices.unsqueeze(2) * best).flatten(1)
+        return Taken(chances, choices)
 
     def climb(self, plan: Tensor, entries: Tensor, gain: Tensor) -> Tensor:
         """What to climb, (R,), so that the mean gain, (R, B), of what is taken grows at equal cost."""

@@ -89,7 +89,7 @@ class Worth(NamedTuple):
     deviation: float
 
     def of(self, results: Tensor, inside: Tensor) -> Tensor:
-        """(M, B), of ``results`` (M, B, F) whose branches bring ``inside`` (M, B, V) or (B, V)."""
+        """(M, B), of ``results`` (M, B, F) whose branches bring ``inside`` (B, V)."""
         seen = results.flatten(0, 1).split([len(slope.mean) for slope in self.slopes], 1)
         rises = torch.stack([slope(f) for slope, f in zip(self.slopes, seen, strict=True)], 1)
         rise = (rises.double() @ self.weights).reshape(results.shape[:2])
@@ -251,14 +251,14 @@ class Deciding:
             shares.append(begin.mean())
             begin = begin / shares[-1].clamp(min=_LEAST)
             which = torch.full((len(looks.entries),), plan)
-            taken = self.cascade.chances(which, looks.entries) * begin.unsqueeze(1)
-            parts.append(self._drawn(looks.results, taken))
+            branches = self.cascade.taken(which, looks.entries)
+            parts.append(self._drawn(looks.results, branches.chances * begin.unsqueeze(1)))
             # A policy takes the best option, not one by chance. How real its branches are all looks say; that
             # images take those that suit them less, these alone.
-            taken = self.cascade.choices(which, looks.entries) * begin.double().unsqueeze(1)
+            taken = branches.choices * begin.double().unsqueeze(1)
             mean = taken.mean(0)
-            chosen = torch.einsum("mb,mbv->v", taken - mean, looks.inside.double())
-            among.append(mean @ self.inside[plan] + chosen / len(looks.entries))
+            suits = torch.einsum("mb,mbv->v", taken - mean, looks.inside.double())
+            among.append(mean @ self.inside[plan] + suits / len(looks.entries))
             kept.append(mean[home])
         share = (torch.stack(shares) / torch.stack(shares).sum()).double()
         mixed = [mixed_moments(view, share) for view in zip(*parts, strict=True)]
@@ -281,13 +281,14 @@ class Deciding:
         chosen = torch.randperm(least, generator=generator)
         chosen = chosen[chosen % _SHOWN != 0][: max(size // len(members), 1)]
         plan = torch.tensor(members).repeat_interleave(len(chosen))
-        looks = joined([self.looks[member].some(chosen) for member in members])
+        entries = torch.cat([self.looks[member].entries[chosen] for member in members])
         with torch.no_grad():
-            gain = self._worths[budget].of(looks.results, self.inside[plan])
-        brought = self.cascade.climb(plan, looks.entries, gain)
-        each = torch.zeros(len(chosen), len(self.looks), dtype=brought.dtype)
-        each[:, members] = brought.reshape(len(members), len(chosen)).T
-        return self.dealing.climb(budget, self.begun[chosen], each)
+            worth = self._worths[budget]
+            each = [worth.of(self.looks[member].results[chosen], self.inside[member]) for member in members]
+        brought = self.cascade.climb(plan, entries, torch.cat(each))
+        by_plan = torch.zeros(len(chosen), len(self.looks), dtype=brought.dtype)
+        by_plan[:, members] = brought.reshape(len(members), len(chosen)).T
+        return self.dealing.climb(budget, self.begun[chosen], by_plan)
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs, but for what learns."""

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from agents.actor import blind, see_only, under
 from agents.average import Average
+from agents.branches import Branches
 from agents.cascade import Cascade
 from agents.dealing import Dealing
 from agents.deciding import Deciding
-from agents.drawing import Drawn, draw
+from agents.drawing import Drawn
 from agents.endings import Endings, grid_for, read_endings
 from agents.fork import Fork
 from agents.forking_settings import margins_of, require_orders, require_settings
@@ -112,9 +113,10 @@ class ForkLearner(ThroughSampler):
     def _make_networks(self, inputs: int) -> dict[str, nn.Module]:
         """Times that are even, or given, and gates that leave everyone to the plan."""
         h = self.hyperparameters
-        self.grid, self.plans = self._make_plans()
+        grid, self.plans = self._make_plans()
         plans = self.plans
         self.tariff = Tariff(plans.counts[0], plans.counts[-1], self.core.prices)
+        self.branches = Branches(plans, grid, self.process, self.tariff, bool(h["recompute"]))
         self.dealing = Dealing(plans.weights, plans.sizes, plans.counts, inputs)
         networks = len(plans.sizes) if h["own_networks"] else 1
         self.cascade = Cascade(len(plans.sizes), inputs, plans.first, plans.looks, networks)
@@ -187,8 +189,8 @@ class ForkLearner(ThroughSampler):
         for rows in core.rows.split(int(h["batch_size"])):
             plan = self._next_plan()
             images = torch.randint(0, core.num_images, (len(rows),), generator=self.generator).to(rows.device)
-            core.quality.begin(rows, images, self._prices(images, plan))
-            drawn = self._draw(images, plan, stretched=False)
+            core.quality.begin(rows, images, self.branches.prices(images, plan))
+            drawn = self.branches.draw(images, plan, stretched=False)
             values = torch.stack([core.quality.score(rows, x0).double() for x0 in drawn.results], 1)
             quality = values.mean(0) @ weights.to(values.device)
             self._need_slope(quality)
@@ -230,7 +232,7 @@ class ForkLearner(ThroughSampler):
         # Every noise in turn, the same ones at all plans: one that was seen already teaches nothing new.
         seen = len(self.deciding.looks[plan].entries)
         turn = (torch.arange(len(core.rows)) + seen) % core.num_images
-        drawn = self._draw(self._order[turn].to(core.rows.device), plan, stretched=True)
+        drawn = self.branches.draw(self._order[turn].to(core.rows.device), plan)
         features = torch.stack([core.quality.features(x0) for x0 in drawn.results], 1)
         self.deciding.keep(plan, drawn.begun, drawn.entries, features)
 
@@ -250,34 +252,6 @@ class ForkLearner(ThroughSampler):
         if not self._next_plans:
             self._next_plans = torch.randperm(len(self.plans.sizes), generator=self.generator).tolist()
         return self._next_plans.pop()
-
-    def _times(self, plan: int, *, stretched: bool = True) -> list[Tensor]:
-        """Times of every branch's evaluations; differentiable."""
-        grid = self.grid
-        span = grid.lam[-1] - grid.lam[0]
-        lams = (lam.to(grid.lam) for lam in self.plans.lams(plan, stretched=stretched))
-        return [
-            torch.cat((grid.times[:1], self.process.time_of(grid.lam[0] + span * lam[1:]))) for lam in lams
-        ]
-
-    def _prices(self, images: Tensor, plan: int) -> Tensor:
-        """What pays for the plan's evaluations, (R,)."""
-        return torch.full_like(images, self.tariff.price(self.plans.sizes[plan]), dtype=torch.float64)
-
-    def _draw(self, images: Tensor, plan: int, *, stretched: bool) -> Drawn:
-        """Draw ``images`` (R,) along every branch of a plan, or those of other cost alone."""
-        ways = self._times(plan, stretched=stretched)
-        return draw(
-            self.process,
-            self.grid,
-            images,
-            ways,
-            self.plans.fork(plan),
-            self._prices(images, plan),
-            orders=self.plans.orders(plan) if stretched else None,
-            looks=self.plans.looks if stretched else 1,
-            recompute=bool(self.hyperparameters["recompute"]),
-        )
 
     def _end(self, rows: Tensor, drawn: Drawn, taken: Tensor) -> None:
         """The episodes end with the branches that were ``taken`` (R,)."""
@@ -306,10 +280,8 @@ class ForkLearner(ThroughSampler):
 
     def policy(self, info: PolicyInfo, projection: Projection | None = None) -> LearnedPolicy:
         """What has been learned so far."""
-        grid, plans = self.grid, self.plans
-        lam, table = plans.on_one_grid()
-        inner = self.process.time_of((grid.lam[0] + (grid.lam[-1] - grid.lam[0]) * lam.to(grid.lam))[1:-1])
-        times = [float(grid.times[0]), *inner.tolist(), float(grid.times[-1])]
+        plans = self.plans
+        times, lam, table = self.branches.on_one_grid()
         dealing, cascade = deepcopy(self.dealing), deepcopy(self.cascade)
         self.average.give({"dealing": dealing, "cascade": cascade})
         for plan, looks in enumerate(self.deciding.looks):

@@ -20,13 +20,21 @@ from torch import Tensor
 
 from envs.rewards.frechet import Moments
 
+_AT_ONCE = 64  # images: what they need at a time stays in a core's cache
+
 
 def drawn_moments(results: Tensor, chances: Tensor) -> Moments:
     """Mean (F,) and covariance (F, F), float64, of ``results`` (M, B, F) taken with ``chances`` (M, B)."""
-    flat = results.flatten(0, 1).float()
-    each = chances.reshape(-1, 1).to(flat) / len(results)
-    mean = (each.T @ flat).double().squeeze(0)
-    return mean, ((each * flat).T @ flat).double() - torch.outer(mean, mean)
+    features = results.shape[-1]
+    about = results[:1].float().mean((0, 1))  # near the mean: what is left has few digits to lose
+    mean, square = torch.zeros(features).double(), torch.zeros(features, features).double()
+    parts = results.split(_AT_ONCE), (chances / len(results)).split(_AT_ONCE)
+    for part, taken in zip(*parts, strict=True):
+        off = part.flatten(0, 1).float() - about
+        weighted = taken.reshape(-1, 1).to(off) * off
+        mean += weighted.sum(0)
+        square += weighted.T @ off
+    return mean + about, square - torch.outer(mean, mean)
 
 
 def mixed_moments(parts: Sequence[Moments], weights: Tensor) -> Moments:

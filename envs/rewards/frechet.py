@@ -23,6 +23,7 @@ from envs.rewards.base import Candidates, Ground
 from envs.rewards.generated import GeneratedSet
 
 REFRESH = 256  # results of a price bin between two estimates of its statistics
+_AT_ONCE = 4096  # candidates: what they need at a time stays in a core's cache
 _FLOOR = 1e-6  # of eigenvalues, relative to the largest
 _LEAST = 1e-12  # eigenvalue, where all are next to nothing: a set of images that are all the same
 
@@ -37,10 +38,14 @@ class Slope(NamedTuple):
 
     def __call__(self, f: Tensor) -> Tensor:
         """(R,) change of the distance per unit of f (R, F) mixed in; in single precision or f's, if finer."""
-        f = f.to(torch.promote_types(f.dtype, torch.float32))
-        off = f - self.mean.to(f)
-        bent = (off @ self.quadratic.to(f)).mul_(off).sum(1)
-        return torch.addmv(bent, off, self.linear.to(f)) - self.constant.to(f)
+        to = torch.promote_types(f.dtype, torch.float32)
+        mean, linear, quadratic, constant = (part.to(f.device, to) for part in self)
+        found = []
+        for part in f.split(_AT_ONCE):
+            off = part.to(to) - mean
+            bent = (off @ quadratic).mul_(off).sum(1)
+            found.append(torch.addmv(bent, off, linear) - constant)
+        return torch.cat(found)
 
 
 def root(matrix: Tensor, power: float) -> Tensor:

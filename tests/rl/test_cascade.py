@@ -28,7 +28,7 @@ def shown(cascade, count=40):
 def test_choices_are_where_samples_go(looks, networks):
     cascade = cascade_of(looks, networks=networks)
     plan, entries = shown(cascade)
-    taken = cascade.choices(plan, entries)
+    taken = cascade.taken(plan, entries).choices
     assert taken.sum(1).eq(1).all()
     branch = torch.zeros(40).long()
     for look, nodes in enumerate(cascade.nodes):
@@ -42,7 +42,7 @@ def test_choices_are_where_samples_go(looks, networks):
 def test_chances_are_those_of_all_looks_on_the_way(looks):
     cascade = cascade_of(looks)
     plan, entries = shown(cascade)
-    chances = cascade.chances(plan, entries)
+    chances = cascade.taken(plan, entries).chances
     assert chances.shape == (40, 3**looks)
     torch.testing.assert_close(chances.sum(1), torch.ones(40).double())
     worths = cascade.worths(plan, entries)
@@ -62,7 +62,7 @@ def test_its_slope_is_that_of_the_mean_gain_and_of_the_barrier():
     climbed = torch.autograd.grad(
         cascade.climb(plan, entries.double(), gain).mean(), list(cascade.parameters())
     )
-    chances = cascade.chances(plan, entries.double())
+    chances = cascade.taken(plan, entries.double()).chances
     first, second = (
         worth.log_softmax(2) @ torch.tensor([0.8, 0.1, 0.1]).double()
         for worth in cascade.worths(plan, entries.double())
@@ -98,7 +98,7 @@ def test_its_tensors_make_it_again():
         assert (looks_of(stored), networks_of(stored)) == (looks, networks)
         other = Cascade(3, D, [0, 0, 0], looks, networks)
         other.load(stored)
-        assert torch.equal(other.chances(plan, entries), cascade.chances(plan, entries))
+        assert torch.equal(other.taken(plan, entries).chances, cascade.taken(plan, entries).chances)
 
 
 def test_older_ones_called_their_only_network_otherwise():
@@ -108,14 +108,14 @@ def test_older_ones_called_their_only_network_otherwise():
     assert networks_of(stored) == 1
     other = Cascade(3, D, [0, 0, 0], 2)
     other.load(stored)
-    assert torch.equal(other.chances(*shown(cascade)), cascade.chances(*shown(cascade)))
+    assert torch.equal(other.taken(*shown(cascade)).chances, cascade.taken(*shown(cascade)).chances)
 
 
 def test_a_plan_of_its_own_networks_learns_alone():
     cascade = cascade_of(networks=3)
     _, entries = shown(cascade)
     plan = torch.ones(40).long()
-    before = cascade.chances(plan, entries)
+    before = cascade.taken(plan, entries).chances
     gain = torch.randn(40, 9, generator=torch.Generator().manual_seed(3)).double()
     for other in (0, 2):
         loss = cascade.climb(torch.full_like(plan, other), entries, gain).mean()
@@ -125,12 +125,12 @@ def test_a_plan_of_its_own_networks_learns_alone():
             strict=True,
         ):
             parameter.data += 0.0 if slope is None else slope
-    assert torch.equal(cascade.chances(plan, entries), before)
+    assert torch.equal(cascade.taken(plan, entries).chances, before)
     shared = cascade_of()
     loss = shared.climb(torch.zeros_like(plan), entries, gain).mean()
-    before = shared.chances(plan, entries)
+    before = shared.taken(plan, entries).chances
     for parameter, slope in zip(
         shared.parameters(), torch.autograd.grad(loss, list(shared.parameters())), strict=True
     ):
         parameter.data += slope
-    assert not torch.equal(shared.chances(plan, entries), before)
+    assert not torch.equal(shared.taken(plan, entries).chances, before)

@@ -44,7 +44,7 @@ def is_inside(deciding, inside):
 
 def chances_of(deciding, entries):
     """(M, 3, 3) of the options of both looks."""
-    found = deciding.cascade.chances(torch.zeros(len(entries)).long(), entries).detach()
+    found = deciding.cascade.taken(torch.zeros(len(entries)).long(), entries).chances.detach()
     return found.reshape(-1, 3, 3)
 
 
@@ -184,7 +184,9 @@ def test_a_crowd_is_what_its_plans_bring_to_those_who_get_them():
     drawn = []
     for _ in range(300):
         plan = torch.multinomial(begins, 1, generator=generator).flatten()
-        branch = torch.multinomial(deciding.cascade.chances(plan, entries).detach(), 1, generator=generator)
+        branch = torch.multinomial(
+            deciding.cascade.taken(plan, entries).chances.detach(), 1, generator=generator
+        )
         drawn.append(results[plan, torch.arange(300), branch.flatten()])
     set_ = torch.cat(drawn).double()
     torch.testing.assert_close(crowd[0], set_.mean(0), rtol=0, atol=0.01)
@@ -200,7 +202,7 @@ def test_a_crowd_is_as_real_as_the_branches_that_its_images_take():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     entries = torch.randn(300, 4, D, generator=generator)
     deciding.cascade.usual(0, entries)
-    taken = deciding.cascade.choices(torch.zeros(300).long(), entries)
+    taken = deciding.cascade.taken(torch.zeros(300).long(), entries).choices
     # Whoever takes a branch lies farther off on it than on others.
     results = 0.3 * torch.randn(300, 9, 4, generator=generator) + 0.4 * taken.unsqueeze(2).float()
     deciding.keep(0, *(part.repeat_interleave(4, 0) for part in (entries[:, 0], entries, results)))

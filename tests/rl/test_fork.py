@@ -453,8 +453,8 @@ def test_the_engine_draws_what_was_learned(problem, solver, count):
     engine = engine_of(problem, policy, Role.POLICY_TRAINING, solver)
     samples = engine.sample(policy, 16, price=learner.tariff.price(count))
     with torch.no_grad():
-        drawn = learner._draw(torch.arange(16), count - 3, stretched=True)
-        plans = learner._times(count - 3)
+        drawn = learner.branches.draw(torch.arange(16), count - 3)
+        plans = learner.branches.times(count - 3)
     taken = set()
     for i, evaluated in enumerate(samples.evaluated):
         times = policy.times[evaluated]
@@ -478,9 +478,9 @@ def test_the_engine_draws_what_was_learned_from_two_looks(problem, tmp_path):
     samples = engine_of(problem, policy, Role.POLICY_TRAINING).sample(policy, 16, price=policy.price_at(4))
     taken = set()
     for plan in (0, 1):
-        times = [way.detach() for way in learner._times(plan)]
+        times = [way.detach() for way in learner.branches.times(plan)]
         with torch.no_grad():
-            drawn = learner._draw(torch.arange(16), plan, stretched=True)
+            drawn = learner.branches.draw(torch.arange(16), plan)
             worths = learner.cascade.worths(torch.full((16,), plan), drawn.entries)
         first = worths[0].squeeze(1).argmax(1)
         chosen = first * 3 + worths[1][torch.arange(16), first].argmax(1)
@@ -525,9 +525,9 @@ def test_a_look_chooses_the_order_of_the_jump_that_follows(problem, tmp_path, st
     taken = set()
     for plan, home in enumerate(homes):
         orders = list(itertools.product(*(options[own] for own in home[-looks:])))
-        times = [way.detach() for way in learner._times(plan)]
+        times = [way.detach() for way in learner.branches.times(plan)]
         with torch.no_grad():
-            drawn = learner._draw(torch.arange(BANK), plan, stretched=True)
+            drawn = learner.branches.draw(torch.arange(BANK), plan)
         for i, evaluated in enumerate(samples.evaluated):
             own = policy.times[evaluated]
             if float((own[1] - times[0][1]).abs()) > 2e-3:
@@ -766,9 +766,9 @@ def test_it_learns_times(problem, solver):
 
     def value(count):
         with torch.no_grad():
-            drawn = learner._draw(torch.arange(16), count - 3, stretched=False)
+            drawn = learner.branches.draw(torch.arange(16), count - 3, stretched=False)
             quality, rows = learner.core.quality, learner.core.rows
-            quality.begin(rows, torch.arange(16), learner._prices(torch.arange(16), count - 3))
+            quality.begin(rows, torch.arange(16), learner.branches.prices(torch.arange(16), count - 3))
             return float(quality.score(rows, drawn.results[1]).mean())
 
     before = [value(count) for count in (3, 5)]
@@ -828,7 +828,9 @@ def test_its_controls(problem, looked):
     assert not torch.equal(samples.evaluated, other.evaluated)
     given = dealt(samples.times, samples.evaluated)
     assert engine_of(problem, given).sample(given, 60).nfe.sum() == samples.nfe.sum()
-    torch.testing.assert_close(habit(policy, 5).times, looked._times(2)[1].detach(), rtol=0, atol=2e-3)
+    torch.testing.assert_close(
+        habit(policy, 5).times, looked.branches.times(2)[1].detach(), rtol=0, atol=2e-3
+    )
 
 
 def test_every_budget_may_have_its_own_margin(problem):
@@ -932,9 +934,9 @@ def test_schedules_that_go_on_beyond_the_decisions_are_kept(problem, tmp_path):
     learner = learner_of(problem, "fork", plans=[file], left=2)[0]
     home = learner.plans.home
     wanted = torch.tensor(schedule).double()
-    torch.testing.assert_close(learner._times(0)[home].detach(), wanted, rtol=0, atol=0.01)
+    torch.testing.assert_close(learner.branches.times(0)[home].detach(), wanted, rtol=0, atol=0.01)
     policy = policy_of(problem, learner)
     torch.testing.assert_close(policy.times[policy.plans[0, home]], wanted, rtol=0, atol=0.01)
     assert float(policy.times[-1]) == pytest.approx(5)
-    later = torch.stack([times[-1] for times in learner._times(0)])
+    later = torch.stack([times[-1] for times in learner.branches.times(0)])
     assert float(later.min()) < 9 < 11 < float(later.max()), "the last one moves to both sides"
