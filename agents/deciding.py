@@ -21,8 +21,9 @@ told from what a look shows: gates that are paid by that learn noise by heart. S
 means. What is lacking is told by what images get, for those take a branch whom it suits less than others, and
 of the option that a policy would take: a chance is kept for all of them while learning.
 
-Gates learn single images by heart. So one look in four is only surveyed: distances, slopes, prices and
-weights are those of images that no gate has learned from.
+Gates learn single images by heart. So one look in four is only surveyed: what looking changes, and with it
+distances, slopes, prices and weights, is seen on images that no gate has learned from. What branches make of
+images without looking all looks tell: else gates would learn what is peculiar to the surveyed ones.
 
 Φ itself would mislead where it holds nearness to the teacher: each evaluation brings an image nearer to its
 teacher, and few bring what is drawn nearer to what is real.
@@ -45,7 +46,7 @@ from agents.looks import Looks, joined, no_looks
 from agents.manifold import Manifold
 from agents.multipliers import Multipliers
 from agents.plans import Plans
-from agents.population import drawn_moments, mixed_moments
+from agents.population import branch_moments, drawn_moments, mixed_moments
 from envs.errors import UserError
 from envs.registry import unknown_name
 from envs.rewards.frechet import Moments, Slope, distance, moments, slope
@@ -141,6 +142,7 @@ class Deciding:
         self.multipliers = Multipliers(len(plans.counts), size[2])
         self.begun = torch.zeros(0, entries)
         self._worths: dict[int, Worth] = {}
+        self._apart: dict[int, list[list[Moments]]] = {}
 
     @torch.no_grad()
     def keep(self, plan: int, begun: Tensor, entries: Tensor, features: Tensor) -> None:
@@ -164,8 +166,9 @@ class Deciding:
         self.looks[plan] = joined((self.looks[plan], found))
         count = len(self.looks[plan].entries)
         self.inside[plan] = self.looks[plan].inside.double().mean(0)
-        plain = self.looks[plan].results[::_SHOWN, [self.plans.home]]
+        plain = self.looks[plan].results[:, [self.plans.home]]
         self.alone[plan] = self._distances(self._drawn(plain, torch.ones(len(plain), 1).double()))
+        self._apart.pop(plan, None)
         self.cascade.usual(plan, self.looks[plan].entries)
         more = count - len(self.begun)
         if more > 0:
@@ -181,6 +184,13 @@ class Deciding:
     def _drawn(self, results: Tensor, chances: Tensor) -> list[Moments]:
         """Moments of ``results`` (M, B, F) taken with ``chances`` (M, B), in every view."""
         return [drawn_moments(part, chances) for part in results.split(self.views, 2)]
+
+    def _each(self, plan: int) -> list[list[Moments]]:
+        """In every view moments of a plan's branches: those of all looks, then those of the surveyed."""
+        if plan not in self._apart:
+            seen = self.looks[plan].results.split(self.views, 2)
+            self._apart[plan] = [branch_moments(part) + branch_moments(part[::_SHOWN]) for part in seen]
+        return self._apart[plan]
 
     def _distances(self, seen: list[Moments]) -> Tensor:
         """(V,)."""
@@ -252,7 +262,11 @@ class Deciding:
             begin = begin / shares[-1].clamp(min=_LEAST)
             which = torch.full((len(looks.entries),), plan)
             branches = self.cascade.taken(which, looks.entries)
-            parts.append(self._drawn(looks.results, branches.chances * begin.unsqueeze(1)))
+            by_chance = branches.chances * begin.unsqueeze(1)
+            drawn, mean = self._drawn(looks.results, by_chance), by_chance.mean(0)
+            weights = torch.cat((mean.new_ones(1), mean, -mean))
+            seen = zip(drawn, self._each(plan), strict=True)
+            parts.append([mixed_moments([one, *each], weights) for one, each in seen])
             # A policy takes the best option, not one by chance. How real its branches are all looks say; that
             # images take those that suit them less, these alone.
             taken = branches.choices * begin.double().unsqueeze(1)

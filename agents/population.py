@@ -8,6 +8,9 @@ and so a Fréchet distance that is a smooth function of all chances. Its first v
 (:mod:`envs.rewards.frechet`) says what each result would change, and moves with π: a score that stays as it
 is while chances move (a witness of what *was* drawn) would send everyone the same way, past the best.
 
+Where some images alone may be looked at, those of all images still tell most of it: with p̄ the mean chances
+there, what π has more than p̄ is known of some, and p̄'s own moments of all (a control variate).
+
 Shapes: M images; B branches; F features; P parts of a set.
 """
 
@@ -37,8 +40,22 @@ def drawn_moments(results: Tensor, chances: Tensor) -> Moments:
     return mean + about, square - torch.outer(mean, mean)
 
 
+def branch_moments(results: Tensor) -> list[Moments]:
+    """Those of each branch of ``results`` (M, B, F), where all images take it."""
+    about = results[:1].float().mean(0)
+    means = torch.zeros(about.shape).double()
+    squares = torch.zeros(*about.shape, about.shape[1]).double()
+    for part in results.split(_AT_ONCE):
+        off = (part.float() - about).transpose(0, 1)
+        means += off.sum(1)
+        squares += off.mT @ off
+    means /= len(results)
+    squares = squares / len(results) - means.unsqueeze(2) * means.unsqueeze(1)
+    return list(zip(means + about, squares, strict=True))
+
+
 def mixed_moments(parts: Sequence[Moments], weights: Tensor) -> Moments:
-    """Those of a set that is made of these parts, in shares ``weights`` (P,)."""
+    """Those of a set that is made of these parts, in shares ``weights`` (P,) that may be taken away, too."""
     means = torch.stack([mean for mean, _ in parts])
     weights = weights.to(means)
     mean = weights @ means

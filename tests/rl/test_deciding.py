@@ -52,7 +52,7 @@ def test_the_second_look_learns_what_the_first_cannot_see():
     # At the first look nobody can be told apart. At the second an entry says which option hits what is real.
     deciding = deciding_of()
     generator = torch.Generator().manual_seed(6)
-    helped = torch.arange(1000) % 2 == 0
+    helped = torch.rand(1000, generator=generator) < 0.5
     entries = torch.zeros(1000, 4, D)
     entries[helped, 1:, 0] = 1.0
     results = 0.1 * torch.randn(1000, 1, 4, generator=generator).repeat(1, 9, 1)
@@ -152,7 +152,7 @@ def test_the_first_evaluation_tells_whose_plan_is_whose():
     generator = torch.Generator().manual_seed(8)
     entries = torch.zeros(1000, 4, D)
     begun = torch.zeros(1000, D)
-    first = torch.arange(1000) % 2 == 0
+    first = torch.rand(1000, generator=generator) < 0.5
     begun[first, 0] = 1.0
     for plan in (0, 1):
         results = 0.1 * torch.randn(1000, 1, 4, generator=generator).repeat(1, 9, 1)
@@ -172,13 +172,11 @@ def test_a_crowd_is_what_its_plans_bring_to_those_who_get_them():
     with torch.no_grad():
         for parameter in (*deciding.dealing.parameters(), *deciding.cascade.parameters()):
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    begun = torch.randn(1200, D, generator=generator)
-    entries = torch.randn(1200, 4, D, generator=generator)
-    results = torch.randn(2, 1200, 9, 4, generator=generator)
-    for plan in (0, 1):
-        deciding.keep(plan, begun, entries, results[plan])
-    # One look in four is surveyed.
-    begun, entries, results = begun[::4], entries[::4], results[:, ::4]
+    begun = torch.randn(300, D, generator=generator)
+    entries = torch.randn(300, 4, D, generator=generator)
+    results = torch.randn(2, 300, 9, 4, generator=generator)
+    for plan in (0, 1):  # one look in four is surveyed: every image is kept four times
+        deciding.keep(plan, *(part.repeat_interleave(4, 0) for part in (begun, entries, results[plan])))
     (crowd,) = deciding.crowd(0).moments
     begins = deciding.dealing.chances(0, begun).detach()
     drawn = []
