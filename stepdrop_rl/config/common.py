@@ -8,7 +8,7 @@ from typing import Literal
 from envs.errors import UserError
 
 Precision = Literal["auto", "float32", "bfloat16"]
-RewardName = Literal["reward", "joined"]
+RewardName = Literal["reward", "both", "joined"]
 Prediction = Literal["epsilon", "v_prediction"]
 Tracking = Literal["mlflow", "offline", "none"]
 

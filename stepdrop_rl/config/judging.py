@@ -14,7 +14,8 @@ class TrainExtractorConfig(CommonConfig):
     """Train a small classifier whose several-depth features reward or judge.
 
     Args:
-        role: Who uses it: reward, validation or judge. It decides the images, the width and the seed.
+        role: Who uses it: reward, second (of rewards), validation or judge. It decides the images, the width
+            and the seed.
         output: Folder of the result (default runs/DATA/extractor-ROLE).
         epochs: Passes over the images.
         batch_size: Images per step.
@@ -22,7 +23,7 @@ class TrainExtractorConfig(CommonConfig):
         precision: Of the network while it learns; auto is bfloat16 on CUDA, else float32.
     """
 
-    role: Literal["reward", "validation", "judge"] = "judge"
+    role: Literal["reward", "second", "validation", "judge"] = "judge"
     output: str | None = None
     epochs: int = 60
     batch_size: int = 64

@@ -23,8 +23,9 @@ class EnvConfig:
             (without it, at the middle of the range) and moves until the target is met.
         price_step: By how much its logarithm moves per round, per relative miss of the target.
         reward: Quality scores and their weights.
-        extractor: What quality scores look through: our own network, or that joined with components of
-            EfficientNet-Lite2, which knows large images (real images; extra 'judge').
+        extractor: What quality scores look through: our own network, both of our own (train_extractor --role
+            second), or our own joined with components of EfficientNet-Lite2, which knows large images (real
+            images; extra 'judge').
         price_bins: Ranges of log price, each of which compares with what was generated in it alone.
         num_features: Numbers that the observation shows of the network's pooled features (0: none).
         features: Which: of its middle block, of its decoder (the last block upwards), or both.

@@ -5,8 +5,9 @@ So the features here are the mean and the standard deviation over space of every
 each stage, standardised on real images. Normalisation is by batch statistics (fixed after training), never
 per sample: that would take the contrast away before it is measured.
 
-Three roles with three different networks: ``reward`` and ``validation`` learn from the split ``train``,
-``judge`` from the split ``judge``. What rewards never judges.
+Roles have different networks: ``reward``, ``second`` (what rewards may look through besides:
+:mod:`stepdrop_rl.metrics.both`) and ``validation`` learn from the split ``train``, ``judge`` from the split
+``judge``. What rewards never judges.
 
 Shapes: B images (B, C, H, W) float32 in [-1, 1]; D = 2 x (channels of stem and stages) features; K classes.
 """
@@ -62,7 +63,7 @@ class ExtractorConfig:
 
 @dataclass(frozen=True)
 class Role:
-    """One of the three users of an extractor: the images it learns from and the network it gets."""
+    """One of the users of an extractor: the images it learns from and the network it gets."""
 
     split: Split
     widths: Sequence[int]
@@ -87,6 +88,7 @@ ROLES: dict[str, Role] = {
     "reward": Role("train", widths=(16, 20, 24, 32), strides=(1, 2, 2), blocks=1, stem_kernel=3),
     "validation": Role("train", widths=(12, 16, 20, 28), strides=(1, 2, 2), blocks=2, stem_kernel=5),
     "judge": Role("judge", widths=(16, 16, 24, 28), strides=(1, 2, 1), blocks=2, stem_kernel=3),
+    "second": Role("train", widths=(12, 20, 28, 36), strides=(1, 1, 2), blocks=1, stem_kernel=5),
 }
 
 

@@ -20,6 +20,8 @@ from stepdrop_rl.caches import cache_folder
 from stepdrop_rl.config import DataConfig, RewardName
 from stepdrop_rl.data import as_files, load, to_float
 from stepdrop_rl.metrics.base import EXTRACTORS, FeatureExtractor, Reference, RewardExtractor, measure
+from stepdrop_rl.metrics.both import NAME as BOTH
+from stepdrop_rl.metrics.both import Both
 from stepdrop_rl.metrics.checkpoints import load_file
 from stepdrop_rl.metrics.cifar_resnet import CifarResNet
 from stepdrop_rl.metrics.distances import statistics
@@ -175,6 +177,8 @@ def find_extractor(name_or_folder: PathLike, dataset: str) -> FeatureExtractor:
 
     Two of them want images before they look: see :func:`load_fitted`.
     """
+    if name_or_folder == BOTH:
+        return Both(load_extractor("reward", dataset), load_extractor("second", dataset))
     if name_or_folder == JOINED:
         return Joined(load_extractor("reward", dataset))
     if name_or_folder in EXTRACTORS:
@@ -200,7 +204,7 @@ def load_reward(extractor: RewardName, data: DataConfig, device: torch.device | 
     if extractor not in get_args(RewardName):
         raise unknown_name("extractor of rewards", extractor, get_args(RewardName))
     found = load_fitted(extractor, data, device)
-    assert isinstance(found, (Extractor, Joined))
+    assert isinstance(found, (Extractor, Both, Joined))
     return found
 
 
@@ -215,7 +219,7 @@ def load_reference(
     diffusion model and no reward has seen.
     """
     found = load_fitted(extractor, data, device)
-    role = "reward" if extractor == JOINED else str(extractor)
+    role = "reward" if extractor in (BOTH, JOINED) else str(extractor)
     split = ROLES[role].split if role in ROLES else "judge"
     shipped = read_reference(PRETRAINED / data.name / "references", found, data.size)
     if shipped is not None:

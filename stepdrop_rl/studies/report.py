@@ -16,6 +16,7 @@ from stepdrop_rl.studies.verdict import Claim, Study
 
 _SEEN = {
     "reward": "",
+    "both": " Rewards, and the searches of this study, look through two networks of our own.",
     "joined": " Rewards, and the searches of this study, look through our own network joined with components "
     "of EfficientNet-Lite2, a sister of Lite0; schedules that are files may have been found otherwise.",
 }
