@@ -7,6 +7,7 @@ from agents.cascade import Cascade
 from agents.dealing import Dealing
 from agents.deciding import Deciding
 from agents.endings import Endings
+from agents.population import drawn_moments
 
 D = 6
 
@@ -189,6 +190,30 @@ def test_a_crowd_is_what_its_plans_bring_to_those_who_get_them():
     set_ = torch.cat(drawn).double()
     torch.testing.assert_close(crowd[0], set_.mean(0), rtol=0, atol=0.01)
     torch.testing.assert_close(crowd[1], torch.cov(set_.T), rtol=0, atol=0.02)
+
+
+def test_what_nobody_looks_for_all_looks_tell():
+    # Gates that tell nobody apart: the crowd is that of all images, and not of the surveyed quarter.
+    deciding = deciding_of()
+    generator = torch.Generator().manual_seed(10)
+    with torch.no_grad():
+        for network in deciding.cascade.layered:
+            for parameter in network.parameters():
+                parameter.zero_()
+            network[-1].bias.copy_(torch.randn(3, generator=generator))
+    entries, results = (
+        torch.randn(200, 4, D, generator=generator),
+        torch.randn(200, 9, 4, generator=generator),
+    )
+    deciding.keep(0, entries[:, 0], entries, results)
+    deciding.dealing.afford(0, deciding.begun)
+    (crowd,) = deciding.crowd(0).moments
+    chances = deciding.cascade.taken(torch.zeros(200).long(), entries).chances.detach()
+    assert torch.equal(chances, chances[:1].expand_as(chances))
+    everyone, surveyed = (drawn_moments(results[::n].half(), chances[::n]) for n in (1, 4))
+    for found, of_all, of_some in zip(crowd, everyone, surveyed, strict=True):
+        torch.testing.assert_close(found, of_all, rtol=0, atol=1e-6)
+        assert float((found - of_some).abs().max()) > 0.02
 
 
 def test_a_crowd_is_as_real_as_the_branches_that_its_images_take():
