@@ -142,7 +142,7 @@ class Deciding:
         self.multipliers = Multipliers(len(plans.counts), size[2])
         self.begun = torch.zeros(0, entries)
         self._worths: dict[int, Worth] = {}
-        self._apart: dict[int, list[list[Moments]]] = {}
+        self._branches: dict[int, list[list[Moments]]] = {}
 
     @torch.no_grad()
     def keep(self, plan: int, begun: Tensor, entries: Tensor, features: Tensor) -> None:
@@ -168,7 +168,7 @@ class Deciding:
         self.inside[plan] = self.looks[plan].inside.double().mean(0)
         plain = self.looks[plan].results[:, [self.plans.home]]
         self.alone[plan] = self._distances(self._drawn(plain, torch.ones(len(plain), 1).double()))
-        self._apart.pop(plan, None)
+        self._branches.pop(plan, None)
         self.cascade.usual(plan, self.looks[plan].entries)
         more = count - len(self.begun)
         if more > 0:
@@ -185,12 +185,12 @@ class Deciding:
         """Moments of ``results`` (M, B, F) taken with ``chances`` (M, B), in every view."""
         return [drawn_moments(part, chances) for part in results.split(self.views, 2)]
 
-    def _each(self, plan: int) -> list[list[Moments]]:
+    def _of_branches(self, plan: int) -> list[list[Moments]]:
         """In every view moments of a plan's branches: those of all looks, then those of the surveyed."""
-        if plan not in self._apart:
+        if plan not in self._branches:
             seen = self.looks[plan].results.split(self.views, 2)
-            self._apart[plan] = [branch_moments(part) + branch_moments(part[::_SHOWN]) for part in seen]
-        return self._apart[plan]
+            self._branches[plan] = [branch_moments(part) + branch_moments(part[::_SHOWN]) for part in seen]
+        return self._branches[plan]
 
     def _distances(self, seen: list[Moments]) -> Tensor:
         """(V,)."""
@@ -252,31 +252,34 @@ class Deciding:
     @torch.no_grad()
     def crowd(self, budget: int) -> Crowd:
         """All that is drawn at a budget."""
-        members, home = self.dealing.members(budget), self.plans.home
+        members = self.dealing.members(budget)
         begins = self.dealing.chances(budget, self.begun[::_SHOWN])[:, members]
-        parts, among, kept, shares = [], [], [], []
-        for plan, chances in zip(members, begins.unbind(1), strict=True):
-            looks = self.looks[plan].some(slice(None, None, _SHOWN))
-            begin = chances[: len(looks.entries)]
-            shares.append(begin.mean())
-            begin = begin / shares[-1].clamp(min=_LEAST)
-            which = torch.full((len(looks.entries),), plan)
-            branches = self.cascade.taken(which, looks.entries)
-            by_chance = branches.chances * begin.unsqueeze(1)
-            drawn, mean = self._drawn(looks.results, by_chance), by_chance.mean(0)
-            weights = torch.cat((mean.new_ones(1), mean, -mean))
-            seen = zip(drawn, self._each(plan), strict=True)
-            parts.append([mixed_moments([one, *each], weights) for one, each in seen])
-            # A policy takes the best option, not one by chance. How real its branches are all looks say; that
-            # images take those that suit them less, these alone.
-            taken = branches.choices * begin.double().unsqueeze(1)
-            mean = taken.mean(0)
-            suits = torch.einsum("mb,mbv->v", taken - mean, looks.inside.double())
-            among.append(mean @ self.inside[plan] + suits / len(looks.entries))
-            kept.append(mean[home])
-        share = (torch.stack(shares) / torch.stack(shares).sum()).double()
-        mixed = [mixed_moments(view, share) for view in zip(*parts, strict=True)]
-        return Crowd(mixed, share @ torch.stack(among), 1 - float(share @ torch.stack(kept)))
+        share = begins.mean(0).double()
+        each = [self._on(plan, begin) for plan, begin in zip(members, begins.unbind(1), strict=True)]
+        mixed = [mixed_moments(view, share) for view in zip(*(one.moments for one in each), strict=True)]
+        inside = share @ torch.stack([one.inside for one in each])
+        astray = share @ torch.tensor([one.astray for one in each], dtype=torch.float64)
+        return Crowd(mixed, inside, float(astray))
+
+    def _on(self, plan: int, begin: Tensor) -> Crowd:
+        """All that is drawn on a plan which the surveyed images begin with these chances, (M,)."""
+        looks = self.looks[plan].some(slice(None, None, _SHOWN))
+        begin = begin[: len(looks.entries)]
+        begin = (begin / begin.mean().clamp(min=_LEAST)).double().unsqueeze(1)
+        branches = self.cascade.taken(torch.full((len(looks.entries),), plan), looks.entries)
+
+        taken = branches.chances * begin
+        mean = taken.mean(0)
+        weights = torch.cat((mean.new_ones(1), mean, -mean))
+        seen = zip(self._drawn(looks.results, taken), self._of_branches(plan), strict=True)
+        drawn = [mixed_moments([one, *each], weights) for one, each in seen]
+
+        # A policy takes the best option, not one by chance. How real its branches are all looks say; that
+        # images take those that suit them less, these alone.
+        taken = branches.choices * begin
+        mean = taken.mean(0)
+        suits = torch.einsum("mb,mbv->v", taken - mean, looks.inside.double()) / len(looks.entries)
+        return Crowd(drawn, mean @ self.inside[plan] + suits, 1 - float(mean[self.plans.home]))
 
     @torch.no_grad()
     def _worth(self, budget: int, crowd: Crowd, price: Tensor, weights: Tensor) -> Worth:
@@ -317,6 +320,7 @@ class Deciding:
         self.inside, self.alone = tensors["inside"], tensors["alone"]
         self.begun = tensors["begun"]
         self.looks = [Looks(*_kept(tensors, row, Looks._fields)) for row in range(len(self.looks))]
+        self._branches = {}
 
     def look_again(self, tensors: dict[str, Tensor], generator: torch.Generator) -> None:
         """Take over the looks of :meth:`state`, in another order, so that others of them are surveyed.
