@@ -107,7 +107,7 @@ def test_help_is_quick() -> None:
     root = Path(__file__).parents[2]
     words = [sys.executable, "-m", "stepdrop_rl.train_extractor", "--help"]
     shown = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True)
-    assert "--role {reward,validation,judge}" in shown.stdout
+    assert "--role {reward,second,validation,judge}" in shown.stdout
     assert time.perf_counter() - began < 3  # 0.3 s where nothing else runs; torch alone would take as long
     light = "assert not {'torch', 'sklearn', 'mlflow'} & set(sys.modules)"
     code = f"import sys, stepdrop_rl.train_extractor; {light}"
