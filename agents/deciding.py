@@ -307,20 +307,23 @@ class Deciding:
         by_plan[:, members] = brought.reshape(len(members), len(chosen)).T
         return self.dealing.climb(budget, self.begun[chosen], by_plan)
 
-    def state(self) -> dict[str, Tensor]:
-        """All that a resumed run needs, but for what learns."""
-        kept = {"begun": self.begun, "inside": self.inside, "alone": self.alone} | self.multipliers.state()
-        for row, looks in enumerate(self.looks):
-            kept |= {f"looks.{row}.{name}": part for name, part in looks._asdict().items()}
+    def state(self, looks: bool = True) -> dict[str, Tensor]:
+        """All that a resumed run needs, but for what learns and, as is said, for ``looks``."""
+        kept = self.multipliers.state()
+        if looks:
+            kept |= {"begun": self.begun, "inside": self.inside, "alone": self.alone}
+            for row, at_plan in enumerate(self.looks):
+                kept |= {f"looks.{row}.{name}": part for name, part in at_plan._asdict().items()}
         return kept
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from :meth:`state`."""
+    def load_state(self, tensors: dict[str, Tensor], looks: bool = True) -> None:
+        """Go on from :meth:`state`, and from the looks that were taken over where it holds none."""
         self.multipliers.load_state(tensors)
-        self.inside, self.alone = tensors["inside"], tensors["alone"]
-        self.begun = tensors["begun"]
-        self.looks = [Looks(*_kept(tensors, row, Looks._fields)) for row in range(len(self.looks))]
-        self._branches = {}
+        if looks:
+            self.inside, self.alone = tensors["inside"], tensors["alone"]
+            self.begun = tensors["begun"]
+            self.looks = [Looks(*_kept(tensors, row, Looks._fields)) for row in range(len(self.looks))]
+            self._branches = {}
 
     def look_again(self, tensors: dict[str, Tensor], generator: torch.Generator) -> None:
         """Take over the looks of :meth:`state`, in another order, so that others of them are surveyed.

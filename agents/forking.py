@@ -294,17 +294,20 @@ class ForkLearner(ThroughSampler):
         return Fork(info, dealing, cascade, table, lam, plans.left, projection, orders)
 
     def state(self) -> dict[str, Tensor]:
-        """All that a resumed run needs, looks included."""
+        """All that a resumed run needs, its own looks included; another run's are not copied."""
         kept = super().state() | {"next": torch.tensor(self._next_plans, dtype=torch.int64)}
         kept |= {"order": self._order, "looking": torch.tensor(self._draws)}
-        return kept | self.average.state() | self.deciding.state()
+        return kept | self.average.state() | self.deciding.state(looks=self._draws)
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from :meth:`state`; :class:`UserError` where it is of other plans."""
+        """Go on from :meth:`state`; :class:`UserError` where it is of other plans.
+
+        A run that learns from another's looks must have taken them over, by :meth:`look_again`.
+        """
         if isinstance(self.plans, Endings):
             self.plans.require(under(tensors, "tree."))
         super().load_state(tensors)
         self._next_plans, self._order = tensors["next"].tolist(), tensors["order"]
         self._draws = bool(tensors.get("looking", True))
         self.average.load_state(tensors)
-        self.deciding.load_state(tensors)
+        self.deciding.load_state(tensors, looks=self._draws)

@@ -193,12 +193,19 @@ class Session:
 
 
 def looks_of(config: TrainPolicyConfig) -> dict[str, Tensor]:
-    """The state of the run to start from, looks included, if they are looks at this very problem."""
-    folder = Path(str(config.start_from))
-    tensors, metadata = load_weights(folder, STATE)
-    changed = _changed(metadata["settings"], _identity(config), ("data", "model", "algo", "env", "precision"))
-    if changed:
-        raise UserError(f"cannot start from the looks in {folder}: {', '.join(changed)} differ")
+    """The state of the run to start from, looks included, if they are looks at this very problem.
+
+    A run that learned from another's looks has not copied them: theirs are taken.
+    """
+    first = config.start_from
+    while first is not None:
+        folder = Path(first)
+        tensors, metadata = load_weights(folder, STATE)
+        settings = metadata["settings"]
+        changed = _changed(settings, _identity(config), ("data", "model", "algo", "env", "precision"))
+        if changed:
+            raise UserError(f"cannot start from the looks in {folder}: {', '.join(changed)} differ")
+        first = settings.get("start_from")
     return tensors
 
 

@@ -56,7 +56,7 @@ def run(config: TrainPolicyConfig) -> None:
         hyperparameters=config.hyperparameters,
         log=lambda metrics, step: tracker.log_metrics(metrics, step),
     )
-    if config.start_from is not None and not config.resume:
+    if config.start_from is not None:
         _start(learner, config, world)
     # Only now: an earlier run is not moved aside for settings that cannot work.
     folder = prepare_output(
@@ -83,18 +83,24 @@ def run(config: TrainPolicyConfig) -> None:
 
 
 def _start(learner: Learner, config: TrainPolicyConfig, world: World) -> None:
-    """Let it begin where another run ended, if that was one of this very problem."""
+    """Let it begin where another run ended, if that was one of this very problem.
+
+    One that goes on has all but looks in its own state: it takes the same ones over as when it began.
+    """
     from agents.forking import ForkLearner
     from envs.errors import UserError
     from stepdrop_rl.policies import check_fit, load_policy
     from stepdrop_rl.policy_training import looks_of
 
     assert config.start_from is not None
-    policy = load_policy(Path(config.start_from))
-    check_fit(policy, world.model, config.env.solver)
     if isinstance(learner, ForkLearner):
+        check_fit(load_policy(Path(config.start_from)), world.model, config.env.solver)
         learner.look_again(looks_of(config))
         return
+    if config.resume:
+        return
+    policy = load_policy(Path(config.start_from))
+    check_fit(policy, world.model, config.env.solver)
     if policy.info.times != world.times.tolist():
         raise UserError(f"the policy in {config.start_from} was trained on another grid of decisions")
     learner.start_from(policy, config.seed)

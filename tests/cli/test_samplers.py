@@ -111,6 +111,33 @@ def test_a_policy_by_gradients_is_learned_resumed_and_drawn_with(algo, solver, h
     assert {(record["solver"], record["clip"]) for record in records} == {(solver, "dynamic")}
 
 
+def test_looks_are_kept_by_the_run_that_drew_them_alone(monkeypatch, capsys):
+    argv = [*TINY, "--algo", "fork", "--env.solver", "multistep"]
+    learned = "{plans: [plan.json], left: 1, looks: 1, updates: 1, margin: %g}"
+    plan = ["--method", "xue", "--nfe", "3", "--solver", "multistep", "--output", "plan.json"]
+    assert quick("search", *plan) == 0
+    assert quick("train_policy", *argv, "--hyperparameters", learned % 0, "--output", "first") == 0
+    again = [*argv, "--hyperparameters", learned % 0.1, "--start-from", "first"]
+    assert quick("train_policy", *again, "--output", "whole") == 0
+    with monkeypatch.context() as patch:
+        looks = iter([False, False, True])
+        patch.setattr(StopRequest, "__bool__", lambda self: next(looks))
+        assert quick("train_policy", *again, "--output", "parts") == 0
+    assert quick("train_policy", *again, "--output", "parts", "--resume") == 0
+    states = (load_tensors(Path(folder, "state.safetensors")) for folder in ("first", "whole", "parts"))
+    first, whole, parts = states
+    looks = {name for name in first if name.startswith("looks.")} | {"begun", "inside", "alone"}
+    assert whole.keys() == parts.keys() == first.keys() - looks
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    third = [*again, "--start-from", "whole", "--output"]
+    assert quick("train_policy", *third, "third") == 0, "from the looks that 'whole' learned from"
+    shown = load_tensors(Path("third/state.safetensors"))
+    assert torch.equal(shown["dealing.mean"], first["dealing.mean"])
+    Path("first/state.safetensors").unlink()
+    assert quick("train_policy", *third, "fourth") == 2
+    assert "first/state" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
 def test_the_state_of_an_older_version_is_refused(capsys):
     argv = [*TINY, "--algo", "fork", "--hyperparameters", "{min_nfe: 3, max_nfe: 4, left: 1, updates: 2}"]
     argv += ["--env.solver", "multistep", "--output", "old"]
